@@ -1,0 +1,1 @@
+//! STUB: what the HTTP API takes and answers.

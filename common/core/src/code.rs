@@ -1,0 +1,120 @@
+//! The 16-bit code of every outcome: the type in the high byte, the code in the low.
+//!
+//! `docs/reference/codes.md` is checked against [`TABLE`] by a test.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// An outcome: type in the high byte, code in the low byte. `0x0000` is success.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(transparent)]
+pub struct Code(pub u16);
+
+/// Type 01: the command ran (or was about to) and did not succeed.
+pub const RUN: u8 = 0x01;
+/// Type 02: the work never reached a process, or its end is not known.
+pub const DISPATCH: u8 = 0x02;
+/// Type 03: the request cannot be accepted as it stands.
+pub const VALIDATION: u8 = 0x03;
+/// Type 04: something meepo needs is away; the same request may succeed later.
+pub const UNAVAILABLE: u8 = 0x04;
+/// Type 05: a defect in meepo.
+pub const INTERNAL: u8 = 0x05;
+
+macro_rules! codes {
+    ($($name:ident = $value:literal, $text:literal;)*) => {
+        impl Code {
+            $(#[doc = $text] pub const $name: Code = Code($value);)*
+        }
+        /// Every code with its constant's name and its meaning, ascending.
+        pub const TABLE: &[(Code, &str, &str)] = &[$((Code($value), stringify!($name), $text),)*];
+    };
+}
+
+codes! {
+    OK = 0x0000, "success";
+    TIMED_OUT = 0x0100, "the command ran longer than its timeout and was killed";
+    EXIT_STATUS = 0x0101, "the command ended with a non-zero exit status";
+    SIGNALED = 0x0102, "the command was ended by a signal that meepo did not send";
+    KILLED = 0x0103, "the run was killed on request";
+    REPLACED = 0x0104, "the run was killed to make room for a newer one (concurrency: replace)";
+    CANNOT_START = 0x0105, "the process could not be started";
+    SHUTDOWN = 0x0106, "the run was killed because its worker shut down";
+    NO_SUCH_HOST = 0x0200, "no such host";
+    HOST_OFFLINE = 0x0201, "the host is known but not connected";
+    NO_ANSWER = 0x0202, "the host did not answer in time";
+    LOST = 0x0203, "the worker died or vanished while the command ran; its end is not known";
+    MISSED = 0x0204, "the slot passed while nobody could run it";
+    OVERLAP = 0x0205, "the slot was skipped because an earlier run was still active";
+    EXPIRED = 0x0206, "the request was not started within its validity";
+    NO_TARGET = 0x0207, "the target matches no node";
+    MALFORMED = 0x0300, "the request is not valid JSON or YAML of the right shape";
+    UNKNOWN_FIELD = 0x0301, "the request has a field that does not exist";
+    BAD_VALUE = 0x0302, "a field has a wrong type or an impossible value";
+    BAD_SCHEDULE = 0x0303, "the cron expression or time zone is not valid";
+    UNKNOWN_EXECUTOR = 0x0304, "the executor does not exist";
+    EMPTY_COMMAND = 0x0305, "the command is empty";
+    BAD_NAME = 0x0306, "a name has characters that are not allowed or is too long";
+    BAD_TARGET = 0x0307, "the target expression is not valid";
+    TOO_LARGE = 0x0308, "the request body is over the limit";
+    NOT_FOUND = 0x0309, "no such job, run or node";
+    CONFLICT = 0x030A, "the object has changed or already exists";
+    METHOD = 0x030B, "the path exists but not with this method or content type";
+    ETCD = 0x0400, "etcd cannot be reached or has no leader";
+    LOG_STORE = 0x0401, "the log store cannot be reached";
+    NO_LEADER = 0x0402, "no master leads at the moment";
+    BUSY = 0x0403, "a limit on work in progress is reached";
+    BUG = 0x0500, "internal error; please report it with the log";
+}
+
+impl Code {
+    /// The type: the high byte.
+    pub const fn kind(self) -> u8 {
+        (self.0 >> 8) as u8
+    }
+
+    /// Whether the outcome is success.
+    pub const fn is_ok(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether sending the same request again later can help.
+    pub const fn retryable(self) -> bool {
+        self.kind() == UNAVAILABLE || self.0 == Code::HOST_OFFLINE.0 || self.0 == Code::NO_ANSWER.0
+    }
+
+    /// What the code means, in a sentence without a full stop.
+    pub fn meaning(self) -> &'static str {
+        TABLE.iter().find(|(c, _, _)| *c == self).map_or("unknown code", |(_, _, m)| m)
+    }
+
+    /// The constant's name in lower case, stable enough for scripts: `timed_out`.
+    pub fn name(self) -> String {
+        TABLE.iter().find(|(c, _, _)| *c == self).map_or("unknown", |(_, n, _)| n).to_lowercase()
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "0x{:04X}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_distinct_and_ascending() {
+        assert!(TABLE.windows(2).all(|w| w[0].0 < w[1].0));
+    }
+
+    #[test]
+    fn mission_p3_fixes_two_codes() {
+        assert_eq!(Code::TIMED_OUT, Code(0x0100));
+        assert_eq!(Code::EXIT_STATUS, Code(0x0101));
+        assert_eq!(Code::EXIT_STATUS.kind(), RUN);
+        assert_eq!(Code::EXIT_STATUS.to_string(), "0x0101");
+    }
+}

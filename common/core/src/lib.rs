@@ -1,0 +1,30 @@
+//! The domain logic of meepo, free of effects: no network, no files, no ambient
+//! clock and no ambient randomness. Whatever needs "now" or an id is given it.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`id`] | names of jobs and nodes, run ids |
+//! | [`code`] | the 16-bit code of every outcome |
+//! | [`error`] | [`error::Invalid`]: what is wrong, where, and what would be right |
+//! | [`duration`] | durations as people write them (`30s`, `5m`) |
+//! | [`calendar`] | cron expressions and the instants they name |
+//! | [`crontab`] | crontab files and how they become jobs |
+//! | [`target`] | which nodes are meant |
+//! | [`job`] | job definitions and their copies on nodes |
+//! | [`run`] | executions, their states and their output |
+//! | [`node`] | what a node says of itself |
+//! | [`placement`] | which node holds which job: `(snapshot) -> effects` |
+//! | [`api`] | what the HTTP API takes and answers |
+
+pub mod api;
+pub mod calendar;
+pub mod code;
+pub mod crontab;
+pub mod duration;
+pub mod error;
+pub mod id;
+pub mod job;
+pub mod node;
+pub mod placement;
+pub mod run;
+pub mod target;

@@ -1,0 +1,127 @@
+//! What a node says of itself.
+
+use crate::id::NodeId;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// Most problems a health record lists; more are counted in `problems_total`.
+pub const MAX_PROBLEMS: usize = 50;
+
+/// Facts about a host. Sizes are in bytes. Targets name them with dots:
+/// `disk.free > 1TB`, `os = debian`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Facts {
+    /// Host name.
+    #[serde(default)]
+    pub hostname: String,
+    /// Distribution id, e.g. `debian`.
+    #[serde(default)]
+    pub os: String,
+    /// Distribution version, e.g. `12`.
+    #[serde(default)]
+    pub os_version: String,
+    /// Kernel release.
+    #[serde(default)]
+    pub kernel: String,
+    /// CPU architecture, e.g. `x86_64`.
+    #[serde(default)]
+    pub arch: String,
+    /// Logical CPUs.
+    #[serde(default)]
+    pub cpu_cores: u64,
+    /// Load average over one minute.
+    #[serde(default)]
+    pub load1: f64,
+    /// Memory in all.
+    #[serde(default)]
+    pub mem_total: u64,
+    /// Memory a new process could get.
+    #[serde(default)]
+    pub mem_free: u64,
+    /// Size of the file system at `/`.
+    #[serde(default)]
+    pub disk_total: u64,
+    /// Free bytes of the file system at `/`.
+    #[serde(default)]
+    pub disk_free: u64,
+}
+
+/// The value at `/agent/health/<ip>`, bound to the worker's lease: it is there
+/// while the worker lives.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Health {
+    /// Always `Online`; a worker that is not has no record.
+    pub status: String,
+    /// Version of the worker.
+    pub version: String,
+    /// Random per worker process, so that a restart can be told from a long life.
+    #[serde(default)]
+    pub instance: String,
+    /// When the worker process started, UTC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    /// Labels from the worker's configuration, e.g. `group=web`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Facts about the host at the time of writing.
+    #[serde(default)]
+    pub facts: Facts,
+    /// Valid assignments held.
+    #[serde(default)]
+    pub jobs: u64,
+    /// What the worker holds but cannot use, at most [`MAX_PROBLEMS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<Problem>,
+    /// All of them counted.
+    #[serde(default)]
+    pub problems_total: u64,
+    /// Fields this version does not know.
+    #[serde(flatten)]
+    pub extra: BTreeMap<String, Value>,
+}
+
+/// Something on a node that needs a person: a malformed assignment, for example.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Problem {
+    /// Where, e.g. the etcd key.
+    pub subject: String,
+    /// What is wrong and what would be right.
+    pub reason: String,
+}
+
+/// The value at `/meepo/nodes/<ip>`: a node that was ever seen, so that an unknown
+/// host can be told from one that is away.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Last known labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Facts when it last registered.
+    #[serde(default)]
+    pub facts: Facts,
+    /// Version when it last registered.
+    #[serde(default)]
+    pub version: String,
+    /// When it last registered, UTC.
+    pub registered_at: Timestamp,
+    /// Fields this version does not know.
+    #[serde(flatten)]
+    pub extra: BTreeMap<String, Value>,
+}
+
+/// A node as targets and placement see it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NodeInfo {
+    /// Its id.
+    pub id: NodeId,
+    /// Whether its health record is there.
+    pub online: bool,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its facts.
+    pub facts: Facts,
+}

@@ -1,0 +1,1 @@
+//! STUB: which node holds which job.
