@@ -7,6 +7,7 @@
 //! | [`code`] | the 16-bit code of every outcome |
 //! | [`error`] | [`error::Invalid`]: what is wrong, where, and what would be right |
 //! | [`duration`] | durations as people write them (`30s`, `5m`) |
+//! | [`input`] | documents from people: errors that name the field |
 //! | [`calendar`] | cron expressions and the instants they name |
 //! | [`crontab`] | crontab files and how they become jobs |
 //! | [`target`] | which nodes are meant |
@@ -23,6 +24,7 @@ pub mod crontab;
 pub mod duration;
 pub mod error;
 pub mod id;
+pub mod input;
 pub mod job;
 pub mod node;
 pub mod placement;
