@@ -1,0 +1,49 @@
+# Everything is one command: `make run` to try it, `make test` to check it.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+CARGO := scripts/cargo.sh
+# More arguments for the server: make run ARGS="--http 127.0.0.1:8600"
+ARGS ?=
+# Which tests: make test TESTS="deploy::"
+TESTS ?=
+
+.PHONY: help run test build check fmt bench clean deps-run deps-test
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+run: deps-run ## build in release and run a whole meepo here: etcd, master, worker, log store
+	@$(CARGO) build --release -p meepo --bin meepo
+	@exec target/release/meepo --server --data-dir .meepo --jobs deploy/examples $(ARGS)
+
+test: deps-test ## every test, against a real etcd and a real MongoDB
+	@if [ -z "$${MEEPO_TEST_MONGODB_URI:-}" ]; then scripts/fetch-mongod.sh >/dev/null; fi
+	@$(CARGO) build --workspace --bins
+	@$(CARGO) test --workspace -- $(TESTS)
+
+build: deps-run ## every binary, in release
+	@$(CARGO) build --release --workspace --bins
+
+check: ## formatting, lints, documentation and, where installed, licences and advisories
+	@$(CARGO) metadata --locked --format-version 1 >/dev/null
+	@$(CARGO) fmt --all --check
+	@$(CARGO) clippy --workspace --all-targets --quiet -- -D warnings
+	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
+	@if command -v cargo-deny >/dev/null; then cargo-deny --offline check; \
+	else echo "cargo-deny is not installed: licences and advisories not checked (cargo install cargo-deny)"; fi
+
+fmt: ## format the code
+	@$(CARGO) fmt --all
+
+bench: deps-test ## measure this machine and meepo on it, side by side
+	@$(CARGO) build --release --workspace --bins
+	@$(CARGO) run --release -p meepo-tests --bin meepo-bench -- $(ARGS)
+
+clean: ## remove what was built; data (.meepo) and downloads (.cache) stay
+	@$(CARGO) clean
+
+deps-run:
+	@scripts/install-deps.sh run
+
+deps-test:
+	@scripts/install-deps.sh test
