@@ -1,1 +1,9 @@
-//! placeholder
+//! What every meepo process needs around its own work: configuration files,
+//! logging, supervised tasks, shutdown and back-off.
+
+pub mod backoff;
+pub mod config;
+pub mod tasks;
+pub mod telemetry;
+
+pub use tasks::{OnError, Tasks};
