@@ -72,7 +72,7 @@ find_missing_for_mongod() {
         return
     fi
     ldconfig -p 2>/dev/null | grep -q 'libcurl\.so\.4 ' || need libcurl4 "a library of mongod"
-    if [ -z "$(find "$root/.cache/mongod" -name mongod -type f -size +1M -print -quit 2>/dev/null)" ]; then
+    if [ ! -x "$root/.cache/mongod/mongod" ]; then
         python3 -m pip --version >/dev/null 2>&1 || need python3-pip "pip, which downloads mongod for the tests"
     fi
 }

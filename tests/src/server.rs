@@ -1,0 +1,108 @@
+//! The one-process server, `meepo --server`.
+
+use crate::{
+    api::{Api, Output, run},
+    dirs::{TestDir, binary},
+    flags::{self, ServerFlags, loopback},
+    ports::free_port,
+    process::{Process, Spec},
+    wait::{eventually, secs},
+};
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+const READY: Duration = secs(60);
+const ATTEMPTS: u32 = 5;
+
+/// A running `meepo --server` with its data in a temporary folder.
+#[derive(Debug)]
+pub struct Server {
+    // Fields are dropped in this order: the process before its files.
+    process: Process,
+    http: u16,
+    etcd: u16,
+    data_dir: PathBuf,
+    dir: TestDir,
+    commands: AtomicU32,
+}
+
+impl Server {
+    /// Starts it with further arguments (`--jobs DIR`, …) and waits until it is ready.
+    pub async fn start(more: &[&str]) -> Self {
+        let dir = TestDir::new();
+        for attempt in 1..=ATTEMPTS {
+            let data_dir = dir.path().join(format!("data-{attempt}"));
+            let [http, grpc, etcd, metrics] = std::array::from_fn(|_| free_port());
+            let mut args =
+                flags::server(&ServerFlags { data_dir: &data_dir, http, grpc, etcd, metrics });
+            args.extend(more.iter().map(|&a| a.to_owned()));
+            let name = format!("server-{attempt}");
+            let mut spec = Spec::new(&name, binary("meepo"), &[], dir.path());
+            spec.args = args;
+            let process = Process::start(spec);
+            if ready(&process, http).await {
+                return Self { process, http, etcd, data_dir, dir, commands: AtomicU32::new(0) };
+            }
+        }
+        panic!("meepo --server lost its ports to other processes {ATTEMPTS} times");
+    }
+
+    /// Its process.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Where its data are.
+    pub fn data_dir(&self) -> &std::path::Path {
+        &self.data_dir
+    }
+
+    /// Client URL of its etcd child.
+    pub fn etcd_url(&self) -> String {
+        format!("http://{}", loopback(self.etcd))
+    }
+
+    /// Its HTTP API.
+    pub fn api(&self) -> Api {
+        Api::new(&format!("http://{}", loopback(self.http)))
+    }
+
+    /// Waits until it is ready, after a restart of its process.
+    pub async fn wait_ready(&self) {
+        assert!(ready(&self.process, self.http).await, "it lost its port when it was restarted");
+    }
+
+    /// Runs the real `meepo` command against it.
+    pub async fn cli(&self, args: &[&str]) -> Output {
+        run(cli(self.dir.path(), &self.commands, self.api().base(), args)).await
+    }
+}
+
+/// Whether it came up; false when it lost a port. Panics when it does neither in time.
+pub(crate) async fn ready(process: &Process, http: u16) -> bool {
+    let api = Api::new(&format!("http://{}", loopback(http)));
+    eventually(READY, format!("{} is ready", process.spec().name), async || {
+        if !process.is_running() {
+            let log = process.log_since_start().to_lowercase();
+            assert!(log.contains("in use"), "{} ended while it started", process.spec().name);
+            return Ok(false);
+        }
+        match api.try_http("GET", "/readyz", None).await? {
+            (200, _) => Ok(true),
+            (status, body) => Err(format!("/readyz answers {status} {body}")),
+        }
+    })
+    .await
+}
+
+/// The command line client as a process to start.
+pub(crate) fn cli(dir: &std::path::Path, count: &AtomicU32, master: &str, args: &[&str]) -> Spec {
+    let n = count.fetch_add(1, Ordering::Relaxed);
+    let mut spec = Spec::new(&format!("meepo-{n}"), binary("meepo"), args, dir);
+    spec.env.push(("MEEPO_MASTER".into(), master.into()));
+    spec.split_output = true;
+    spec
+}

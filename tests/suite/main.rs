@@ -1,0 +1,5 @@
+//! The suites: one module an area.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod architecture;
+mod harness;
