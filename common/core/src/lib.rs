@@ -12,6 +12,7 @@
 //! | [`crontab`] | crontab files and how they become jobs |
 //! | [`target`] | which nodes are meant |
 //! | [`job`] | job definitions and their copies on nodes |
+//! | [`misfire`] | slots that are due, and those that were missed |
 //! | [`run`] | executions, their states and their output |
 //! | [`node`] | what a node says of itself |
 //! | [`placement`] | which node holds which job: `(snapshot) -> effects` |
@@ -26,6 +27,7 @@ pub mod error;
 pub mod id;
 pub mod input;
 pub mod job;
+pub mod misfire;
 pub mod node;
 pub mod placement;
 pub mod run;

@@ -1,0 +1,164 @@
+//! Who leads: the master whose record stands at [`keys::LEADER`], bound to its lease.
+//!
+//! The term is the key's `create_revision`: it grows with every change of leader and
+//! is the same for everybody who looks.
+
+use crate::{
+    etcd::{Cas, Entry, Etcd},
+    keys,
+    lease::LeaseState,
+    records::{LeaderRecord, decode, encode},
+    watch::{Batch, Change, Options, watch},
+};
+use meepo_runtime::backoff::Backoff;
+use std::time::Duration;
+use tokio::{
+    sync::{mpsc, watch as state},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// Who leads, as far as this process knows.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Leadership {
+    /// The leader with its term.
+    pub leader: Option<(LeaderRecord, i64)>,
+    /// This process leads with this term, for certain.
+    pub mine: Option<i64>,
+}
+
+/// Follows who leads, without standing for election.
+pub async fn observe(etcd: Etcd, out: state::Sender<Leadership>, stop: CancellationToken) {
+    let (tx, mut rx) = mpsc::channel(16);
+    let watching = watch(etcd, vec![keys::LEADER.into()], Options::default(), tx, stop);
+    let telling = async {
+        while let Some(batch) = rx.recv().await {
+            let leader = match apply(batch) {
+                Some(leader) => leader,
+                None => continue,
+            };
+            out.send_replace(Leadership { leader, mine: None });
+        }
+    };
+    tokio::join!(watching, telling);
+}
+
+/// Stands for election with `me` as long as `lease` is held; follows who leads.
+/// Steps down before the lease can have ended.
+pub async fn campaign(
+    etcd: Etcd,
+    me: LeaderRecord,
+    mut lease: state::Receiver<LeaseState>,
+    out: state::Sender<Leadership>,
+    stop: CancellationToken,
+) {
+    let (tx, mut rx) = mpsc::channel(16);
+    let watching = watch(etcd.clone(), vec![keys::LEADER.into()], Options::default(), tx, stop);
+    let standing = async {
+        let mut there: Option<Option<(LeaderRecord, i64)>> = None;
+        let mut backoff = Backoff::new(Duration::from_secs(2));
+        let mut retry_at: Option<Instant> = None;
+        loop {
+            let now = Instant::now();
+            let held = *lease.borrow_and_update();
+            let until = match held {
+                LeaseState::Held { until, .. } => until,
+                LeaseState::None => now,
+            };
+            let mine = match &there {
+                Some(Some((l, term))) if l.id == me.id && held.id().is_some() => Some(*term),
+                _ => None,
+            };
+            let state = Leadership { leader: there.clone().flatten(), mine };
+            out.send_if_modified(|old| {
+                if old.mine != state.mine {
+                    match state.mine {
+                        Some(term) => info!(term, "this master leads"),
+                        None => info!("this master does not lead any more"),
+                    }
+                }
+                let changed = *old != state;
+                *old = state;
+                changed
+            });
+            let due = retry_at.is_none_or(|at| at <= now);
+            if let (Some(None), Some(id), true) = (&there, held.id(), due) {
+                retry_at = None;
+                match etcd.put_if(keys::LEADER, Some(encode(&me)), 0, Some(id)).await {
+                    Ok(Cas::Done(term)) => {
+                        backoff.reset();
+                        there = Some(Some((me.clone(), term)));
+                        continue;
+                    }
+                    Ok(Cas::Conflict(other)) => {
+                        there = Some(other.and_then(read));
+                        continue;
+                    }
+                    Err(e) => {
+                        let wait = backoff.next();
+                        warn!(error = %e, ?wait, "cannot stand for election, will try again");
+                        retry_at = Some(Instant::now() + wait);
+                    }
+                }
+            }
+            // Wakes to step down in time, and to try again.
+            let wake = match (mine, retry_at) {
+                (Some(_), _) => Some(until),
+                (None, at) => at,
+            };
+            tokio::select! {
+                batch = rx.recv() => match batch {
+                    Some(batch) => if let Some(leader) = apply(batch) { there = Some(leader) },
+                    None => return,
+                },
+                changed = lease.changed() => if changed.is_err() { return },
+                () = sleep_until(wake) => {}
+            }
+        }
+    };
+    tokio::join!(watching, standing);
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Who leads after `batch`; `None` if it says nothing about that.
+fn apply(batch: Batch) -> Option<Option<(LeaderRecord, i64)>> {
+    match batch {
+        Batch::Reset { entries, .. } => {
+            Some(entries.into_iter().find(|e| e.key == keys::LEADER).and_then(read))
+        }
+        Batch::Changes(changes) => {
+            let last = changes.into_iter().rfind(|c| match c {
+                Change::Put(e) => e.key == keys::LEADER,
+                Change::Delete { key, .. } => key == keys::LEADER,
+            })?;
+            Some(match last {
+                Change::Put(entry) => read(entry),
+                Change::Delete { .. } => None,
+            })
+        }
+    }
+}
+
+fn read(entry: Entry) -> Option<(LeaderRecord, i64)> {
+    match decode(&entry.value) {
+        Ok(record) => Some((record, entry.create_revision)),
+        Err(e) => {
+            warn!(key = entry.key, error = %e, "unreadable leader record");
+            // Somebody holds the key: nobody else can lead until it is gone.
+            let record = LeaderRecord {
+                id: String::new(),
+                http: String::new(),
+                grpc: String::new(),
+                extra: Default::default(),
+            };
+            Some((record, entry.create_revision))
+        }
+    }
+}

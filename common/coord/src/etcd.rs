@@ -1,0 +1,253 @@
+//! The connection and the few calls meepo makes.
+
+use etcd_client::{
+    Client, Compare, CompareOp, ConnectOptions, GetOptions, KeyValue, PutOptions, Txn, TxnOp,
+    TxnOpResponse,
+};
+use std::{future::Future, time::Duration};
+use tonic::Code;
+
+/// Longest time a unary call may take.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Keys read at once when listing.
+pub const PAGE: i64 = 500;
+/// Most operations in one transaction (etcd's default `--max-txn-ops`).
+pub const MAX_TXN_OPS: usize = 128;
+
+/// A call to etcd that did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum CoordError {
+    /// No answer in time; whether the call took effect is not known.
+    #[error("{op} {key}: no answer from etcd within {CALL_TIMEOUT:?}")]
+    Timeout {
+        /// What was tried.
+        op: &'static str,
+        /// On which key.
+        key: String,
+    },
+    /// The lease that the key was bound to ended meanwhile.
+    #[error("{key}: the lease ended while waiting")]
+    LeaseLost {
+        /// The key.
+        key: String,
+    },
+    /// etcd or the connection refused.
+    #[error("{op} {key}: {source}")]
+    Etcd {
+        /// What was tried.
+        op: &'static str,
+        /// On which key.
+        key: String,
+        /// Why.
+        source: Box<etcd_client::Error>,
+    },
+}
+
+impl CoordError {
+    pub(crate) fn new(op: &'static str, key: &str, source: etcd_client::Error) -> Self {
+        Self::Etcd { op, key: key.to_owned(), source: Box::new(source) }
+    }
+
+    /// Whether the same call may succeed later.
+    pub fn retryable(&self) -> bool {
+        let Self::Etcd { source, .. } = self else { return true };
+        match source.as_ref() {
+            etcd_client::Error::GRpcStatus(status) => !matches!(
+                status.code(),
+                Code::InvalidArgument
+                    | Code::PermissionDenied
+                    | Code::Unauthenticated
+                    | Code::Unimplemented
+            ),
+            etcd_client::Error::InvalidArgs(_) | etcd_client::Error::InvalidUri(_) => false,
+            _ => true,
+        }
+    }
+}
+
+/// A key with its value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The key.
+    pub key: String,
+    /// The value.
+    pub value: Vec<u8>,
+    /// Revision of its last change.
+    pub mod_revision: i64,
+    /// Revision of its creation.
+    pub create_revision: i64,
+}
+
+impl Entry {
+    pub(crate) fn from_kv(kv: &KeyValue) -> Self {
+        Self {
+            key: String::from_utf8_lossy(kv.key()).into_owned(),
+            value: kv.value().to_vec(),
+            mod_revision: kv.mod_revision(),
+            create_revision: kv.create_revision(),
+        }
+    }
+}
+
+/// What a conditional write did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cas {
+    /// It was written at this revision.
+    Done(i64),
+    /// The key had another revision; this is what stands there.
+    Conflict(Option<Entry>),
+}
+
+/// The process's one connection to etcd. Cloning is cheap.
+#[derive(Clone)]
+pub struct Etcd {
+    client: Client,
+}
+
+impl Etcd {
+    /// Prepares a connection to any of `endpoints`; it is made when first needed
+    /// and made again when it breaks.
+    ///
+    /// # Errors
+    /// When an endpoint is not a URL.
+    pub async fn connect(endpoints: &[String]) -> Result<Self, CoordError> {
+        let options = ConnectOptions::new()
+            .with_connect_timeout(Duration::from_secs(3))
+            .with_keep_alive(Duration::from_secs(5), Duration::from_secs(5))
+            .with_keep_alive_while_idle(true)
+            .with_require_leader(true);
+        let client = Client::connect(endpoints, Some(options))
+            .await
+            .map_err(|e| CoordError::new("connect to", &endpoints.join(","), e))?;
+        Ok(Self { client })
+    }
+
+    /// The client itself, for streams.
+    pub(crate) fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    pub(crate) async fn call<T>(
+        &self,
+        op: &'static str,
+        key: &str,
+        call: impl Future<Output = Result<T, etcd_client::Error>>,
+    ) -> Result<T, CoordError> {
+        match tokio::time::timeout(CALL_TIMEOUT, call).await {
+            Ok(result) => result.map_err(|e| CoordError::new(op, key, e)),
+            Err(_) => Err(CoordError::Timeout { op, key: key.to_owned() }),
+        }
+    }
+
+    /// The value of a key.
+    pub async fn get(&self, key: &str) -> Result<Option<Entry>, CoordError> {
+        let mut kv = self.client.kv_client();
+        let response = self.call("get", key, kv.get(key, None)).await?;
+        Ok(response.kvs().first().map(Entry::from_kv))
+    }
+
+    /// Writes unconditionally, bound to a lease if one is given. Answers the revision.
+    pub async fn put(
+        &self,
+        key: &str,
+        value: Vec<u8>,
+        lease: Option<i64>,
+    ) -> Result<i64, CoordError> {
+        let mut kv = self.client.kv_client();
+        let options = lease.map(|id| PutOptions::new().with_lease(id));
+        let response = self.call("put", key, kv.put(key, value, options)).await?;
+        Ok(response.header().map_or(0, |h| h.revision()))
+    }
+
+    /// Deletes a key. Answers whether there was one.
+    pub async fn delete(&self, key: &str) -> Result<bool, CoordError> {
+        let mut kv = self.client.kv_client();
+        let response = self.call("delete", key, kv.delete(key, None)).await?;
+        Ok(response.deleted() > 0)
+    }
+
+    /// Writes (or with `None` deletes) provided the key's `mod_revision` is still
+    /// `expect` (0: there is no key).
+    pub async fn put_if(
+        &self,
+        key: &str,
+        value: Option<Vec<u8>>,
+        expect: i64,
+        lease: Option<i64>,
+    ) -> Result<Cas, CoordError> {
+        let op = match value {
+            Some(value) => TxnOp::put(key, value, lease.map(|id| PutOptions::new().with_lease(id))),
+            None => TxnOp::delete(key, None),
+        };
+        let txn = Txn::new()
+            .when([Compare::mod_revision(key, CompareOp::Equal, expect)])
+            .and_then([op])
+            .or_else([TxnOp::get(key, None)]);
+        let mut kv = self.client.kv_client();
+        let response = self.call("compare and put", key, kv.txn(txn)).await?;
+        if response.succeeded() {
+            return Ok(Cas::Done(response.header().map_or(0, |h| h.revision())));
+        }
+        let there = response.op_responses().into_iter().find_map(|r| match r {
+            TxnOpResponse::Get(get) => get.kvs().first().map(Entry::from_kv),
+            _ => None,
+        });
+        Ok(Cas::Conflict(there))
+    }
+
+    /// Performs a transaction as it stands. Answers its revision if the comparison
+    /// held.
+    pub async fn txn(&self, what: &str, txn: Txn) -> Result<Option<i64>, CoordError> {
+        let mut kv = self.client.kv_client();
+        let response = self.call("transaction", what, kv.txn(txn)).await?;
+        Ok(response.succeeded().then(|| response.header().map_or(0, |h| h.revision())))
+    }
+
+    /// All keys below `prefix` as of one revision, in pages, and that revision.
+    /// With `at` the list is as of that revision.
+    pub async fn list(
+        &self,
+        prefix: &str,
+        at: Option<i64>,
+    ) -> Result<(Vec<Entry>, i64), CoordError> {
+        let mut kv = self.client.kv_client();
+        let end = prefix_end(prefix);
+        let (mut from, mut revision) = (prefix.as_bytes().to_vec(), at.unwrap_or(0));
+        let mut entries = Vec::new();
+        loop {
+            let options =
+                GetOptions::new().with_range(end.clone()).with_limit(PAGE).with_revision(revision);
+            let page = self.call("list", prefix, kv.get(from, Some(options))).await?;
+            if revision == 0 {
+                revision = page.header().map_or(0, |h| h.revision());
+            }
+            entries.extend(page.kvs().iter().map(Entry::from_kv));
+            match page.kvs().last() {
+                Some(last) if page.more() => {
+                    from = last.key().to_vec();
+                    from.push(0);
+                }
+                _ => return Ok((entries, revision)),
+            }
+        }
+    }
+
+    /// Grants a lease that nobody keeps alive: it ends after `ttl`.
+    pub async fn grant(&self, ttl: Duration) -> Result<i64, CoordError> {
+        let mut lease = self.client.lease_client();
+        let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX).max(1);
+        Ok(self.call("grant", "lease", lease.grant(seconds, None)).await?.id())
+    }
+}
+
+/// The first key after all keys with `prefix` (etcd's range end of a prefix).
+pub fn prefix_end(prefix: &str) -> Vec<u8> {
+    let mut end = prefix.as_bytes().to_vec();
+    while let Some(last) = end.pop() {
+        if last < 0xff {
+            end.push(last + 1);
+            return end;
+        }
+    }
+    vec![0]
+}

@@ -1,0 +1,141 @@
+//! The whole keyspace. Each key is made and read here and nowhere else.
+//!
+//! | key | value | life |
+//! |---|---|---|
+//! | `/cron/jobs/<ip>/<job_id>` | [`meepo_core::job::Assignment`] | until removed |
+//! | `/cron/jobs/<ip>/` | the same; the oldest form, the id stands in `task_id` | until removed |
+//! | `/cron/cronid/jobs/<ip>/<task_id>` | [`meepo_core::api::CronId`] | the worker's lease |
+//! | `/cron/trigger/<ip>/<run_id>` | [`crate::records::TriggerRecord`] | until the worker took it |
+//! | `/cron/kill/<ip>/<run_id>` | [`crate::records::KillRecord`] | a short lease of its own |
+//! | `/cron/lock/slot/<job_id>` | [`crate::records::ClaimRecord`] | as long as the job |
+//! | `/cron/lock/mutex/<name>/<lease>` | [`crate::records::LockRecord`] | the holder's lease |
+//! | `/agent/health/<ip>` | [`meepo_core::node::Health`] | the worker's lease |
+//! | `/meepo/jobs/<name>` | [`meepo_core::job::JobSpec`] | until deleted |
+//! | `/meepo/nodes/<ip>` | [`meepo_core::node::NodeRecord`] | until forgotten |
+//! | `/meepo/leader` | [`crate::records::LeaderRecord`] | the leader's lease |
+
+use meepo_core::id::{Name, NodeId, RunId};
+
+/// All assignments.
+pub const ASSIGNMENTS: &str = "/cron/jobs/";
+/// What runs now, on all nodes.
+pub const CRONIDS: &str = "/cron/cronid/jobs/";
+/// On-demand runs not yet taken, for all nodes.
+pub const TRIGGERS: &str = "/cron/trigger/";
+/// Cursors of claimed slots.
+pub const CLAIMS: &str = "/cron/lock/slot/";
+/// Health records.
+pub const HEALTH: &str = "/agent/health/";
+/// Job definitions.
+pub const JOBS: &str = "/meepo/jobs/";
+/// Nodes ever seen.
+pub const NODES: &str = "/meepo/nodes/";
+/// The leading master.
+pub const LEADER: &str = "/meepo/leader";
+
+/// The assignment of a job to a node.
+pub fn assignment(node: &NodeId, job: &Name) -> String {
+    format!("{ASSIGNMENTS}{node}/{job}")
+}
+
+/// All assignments of a node.
+pub fn assignments_of(node: &NodeId) -> String {
+    format!("{ASSIGNMENTS}{node}/")
+}
+
+/// What a job runs on a node.
+pub fn cronid(node: &NodeId, job: &Name) -> String {
+    format!("{CRONIDS}{node}/{job}")
+}
+
+/// A run asked for on a node.
+pub fn trigger(node: &NodeId, run: RunId) -> String {
+    format!("{TRIGGERS}{node}/{run}")
+}
+
+/// All runs asked for on a node.
+pub fn triggers_of(node: &NodeId) -> String {
+    format!("{TRIGGERS}{node}/")
+}
+
+/// A stop request.
+pub fn kill(node: &NodeId, run: RunId) -> String {
+    format!("/cron/kill/{node}/{run}")
+}
+
+/// All stop requests of a node.
+pub fn kills_of(node: &NodeId) -> String {
+    format!("/cron/kill/{node}/")
+}
+
+/// The cursor of the last claimed slot of a job.
+pub fn claim(job: &Name) -> String {
+    format!("{CLAIMS}{job}")
+}
+
+/// All holders and waiters of a named lock.
+pub fn lock(name: &Name) -> String {
+    format!("/cron/lock/mutex/{name}/")
+}
+
+/// The health record of a node.
+pub fn health(node: &NodeId) -> String {
+    format!("{HEALTH}{node}")
+}
+
+/// The definition of a job.
+pub fn job(name: &Name) -> String {
+    format!("{JOBS}{name}")
+}
+
+/// The record of a node.
+pub fn node(id: &NodeId) -> String {
+    format!("{NODES}{id}")
+}
+
+/// A key of one of the families, taken apart. Keys of other shapes, which only a
+/// person can have made, are `None`.
+pub fn last(key: &str, prefix: &str) -> Option<Name> {
+    Name::new(key.strip_prefix(prefix)?).ok()
+}
+
+/// Node and rest of a key of a per-node family.
+pub fn node_and_rest<'a>(key: &'a str, prefix: &str) -> Option<(NodeId, &'a str)> {
+    let (node, rest) = key.strip_prefix(prefix)?.split_once('/')?;
+    Some((Name::new(node).ok()?, rest))
+}
+
+/// Node and job of a key of a per-node family.
+pub fn node_and_job(key: &str, prefix: &str) -> Option<(NodeId, Name)> {
+    let (node, rest) = node_and_rest(key, prefix)?;
+    Some((node, Name::new(rest).ok()?))
+}
+
+/// Node and run of a key of a per-node family.
+pub fn node_and_run(key: &str, prefix: &str) -> Option<(NodeId, RunId)> {
+    let (node, rest) = node_and_rest(key, prefix)?;
+    Some((node, rest.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_as_documented_and_come_apart_again() {
+        let (n, j) = (Name::new("127.0.0.1").unwrap(), Name::new("hello").unwrap());
+        let r: RunId = "0190a5d2-7c4e-7b1a-8000-000000000001".parse().unwrap();
+        assert_eq!(assignment(&n, &j), "/cron/jobs/127.0.0.1/hello");
+        assert_eq!(cronid(&n, &j), "/cron/cronid/jobs/127.0.0.1/hello");
+        assert_eq!(health(&n), "/agent/health/127.0.0.1");
+        let both = Some((n.clone(), j.clone()));
+        assert_eq!(node_and_job(&assignment(&n, &j), ASSIGNMENTS), both);
+        assert_eq!(node_and_job(&cronid(&n, &j), CRONIDS), both);
+        assert_eq!(node_and_run(&trigger(&n, r), TRIGGERS), Some((n.clone(), r)));
+        assert_eq!(last(&job(&j), JOBS), Some(j));
+        assert_eq!(node_and_rest("/cron/jobs/127.0.0.1/", ASSIGNMENTS), Some((n, "")));
+        for bad in ["/cron/jobs/127.0.0.1", "/cron/jobs/a b/c", "/cron/jobs/a/b/c", "/x"] {
+            assert_eq!(node_and_job(bad, ASSIGNMENTS), None, "{bad}");
+        }
+    }
+}

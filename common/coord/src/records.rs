@@ -1,0 +1,147 @@
+//! Small records of the coordination keys. Unknown fields are kept.
+
+use jiff::Timestamp;
+use meepo_core::{
+    error::Invalid,
+    id::{Name, NodeId, RunId},
+    input::{from_value, parse_json},
+    job::Assignment,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// Unknown fields of a record.
+pub type Extra = BTreeMap<String, Value>;
+
+/// Asks a worker to run a job once, now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TriggerRecord {
+    /// The job.
+    pub job: Name,
+    /// What to run. The copy makes the run independent of when the assignment
+    /// reaches the node or leaves it.
+    pub assignment: Assignment,
+    /// When it was asked for: the slot of the run. UTC.
+    pub requested_at: Timestamp,
+    /// Not started by then, it is dropped and recorded as expired. UTC.
+    pub expires_at: Timestamp,
+    /// Fields this version does not know.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// Asks a worker to end a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct KillRecord {
+    /// When it was asked for. UTC.
+    pub requested_at: Timestamp,
+    /// Fields this version does not know.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// The last slot of a job that was claimed. Compared and replaced by revision.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ClaimRecord {
+    /// The slot. UTC.
+    pub slot: Timestamp,
+    /// Who claimed it.
+    pub node: NodeId,
+    /// For which run.
+    pub run_id: RunId,
+    /// Fields this version does not know.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// A holder of, or a waiter for, a named lock.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LockRecord {
+    /// Who, for people.
+    pub owner: String,
+    /// Fields this version does not know.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// The leading master. Its term is the key's `create_revision`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaderRecord {
+    /// Random per master process.
+    pub id: String,
+    /// URL of its HTTP API.
+    pub http: String,
+    /// URL of its gRPC server.
+    pub grpc: String,
+    /// Fields this version does not know.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// Reads a record, naming the field that does not fit.
+pub fn decode<T: DeserializeOwned>(value: &[u8]) -> Result<T, Invalid> {
+    from_value(parse_json(value)?)
+}
+
+/// Writes a record.
+pub fn encode<T: Serialize>(record: &T) -> Vec<u8> {
+    // Invariant: records have string keys and no fallible Serialize, the only two
+    // ways in which serde_json can fail to write to memory.
+    #[allow(clippy::expect_used)]
+    serde_json::to_vec(record).expect("records always serialize")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use meepo_core::{
+        api::CronId,
+        job::JobSpec,
+        node::{Health, NodeRecord},
+    };
+
+    /// Decodes, encodes, decodes: nothing is lost, unknown fields included.
+    fn round_trip<T: Serialize + DeserializeOwned>(json: &str) {
+        let value: Value = serde_json::from_str(json).unwrap();
+        let record: T = decode(json.as_bytes()).unwrap();
+        let back: Value = serde_json::from_slice(&encode(&record)).unwrap();
+        for (k, v) in value.as_object().unwrap() {
+            assert_eq!(back.get(k), Some(v), "{k} in {back}");
+        }
+    }
+
+    #[test]
+    fn every_record_survives_the_round_trip_with_unknown_fields() {
+        let run = "0190a5d2-7c4e-7b1a-8000-000000000001";
+        let t = "2026-01-02T03:04:05.678Z";
+        round_trip::<TriggerRecord>(&format!(
+            r#"{{"job":"a","assignment":{{"cmd":"date","express":"","status":"running","executor":"bash","zz":1}},
+                "requested_at":"{t}","expires_at":"{t}","new":[1]}}"#
+        ));
+        round_trip::<KillRecord>(&format!(r#"{{"requested_at":"{t}","new":1}}"#));
+        round_trip::<ClaimRecord>(&format!(
+            r#"{{"slot":"{t}","node":"127.0.0.1","run_id":"{run}","new":{{"a":1}}}}"#
+        ));
+        round_trip::<LockRecord>(r#"{"owner":"x","new":true}"#);
+        round_trip::<LeaderRecord>(r#"{"id":"x","http":"h","grpc":"g","new":null}"#);
+        round_trip::<JobSpec>(
+            r#"{"name":"a","cmd":"date","executor":"sh","target":"all","placement":"each","status":"pause","new":1}"#,
+        );
+        round_trip::<Assignment>(
+            r#"{"cmd":"date","express":"* * * * *","task_id":"a","status":"running","executor":"bash"}"#,
+        );
+        round_trip::<Health>(r#"{"status":"Online","version":"v.1.1.0","new":1}"#);
+        round_trip::<NodeRecord>(&format!(r#"{{"registered_at":"{t}","version":"1","new":1}}"#));
+        let id: CronId =
+            decode(format!(r#"{{"cronid":"{run}","state":"running","slot":"{t}"}}"#).as_bytes())
+                .unwrap();
+        assert_eq!(decode::<CronId>(&encode(&id)).unwrap(), id);
+    }
+
+    #[test]
+    fn a_bad_record_names_its_field() {
+        let e = decode::<KillRecord>(br#"{"requested_at":"yesterday"}"#).unwrap_err();
+        assert_eq!(e.field, "requested_at");
+    }
+}
