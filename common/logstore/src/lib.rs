@@ -1,1 +1,46 @@
-//! placeholder
+//! Where runs and their output are kept.
+//!
+//! [`LogStore`] is what the rest of meepo sees; [`open`] picks a driver by URL:
+//!
+//! | URL | driver | for |
+//! |---|---|---|
+//! | `sqlite:///var/lib/meepo/logs.db`, `sqlite:logs.db` | [`sqlite`] | one server, laptops, tests |
+//! | `mongodb://host:27017/meepo` | [`mongo`] | fleets |
+//!
+//! Both pass the same suite (`conformance`, behind the feature of that name) and give
+//! the same answers to the same calls. Writers deliver at least once: appending a
+//! batch again changes nothing.
+
+mod error;
+mod items;
+mod names;
+mod query;
+pub mod sqlite;
+mod store;
+mod url;
+
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
+
+pub use error::{BoxError, StoreError};
+pub use items::{LogItem, MAX_ITEM_BYTES, MAX_SEQ};
+pub use query::{DEFAULT_RUNS, MAX_OUTPUT_BYTES, MAX_OUTPUT_CHUNKS, MAX_RUNS, RunPage, RunQuery};
+pub use store::LogStore;
+
+use std::sync::Arc;
+
+/// Opens the store that `url` names.
+///
+/// A SQLite file is created if it is not there (its directory must be). MongoDB is
+/// not contacted: a server that is away shows in the first call, as a retryable error.
+/// Call [`LogStore::migrate`] once before the first use.
+///
+/// # Errors
+/// [`StoreError::BadUrl`] for an unknown scheme or a URL the driver cannot use;
+/// for SQLite also what keeps the file from being opened.
+pub async fn open(url: &str) -> Result<Arc<dyn LogStore>, StoreError> {
+    match url::Location::parse(url)? {
+        url::Location::Mongo(url) => Err(url::bad(&url, "no driver for MongoDB yet", "sqlite:")),
+        url::Location::Sqlite(path) => Ok(Arc::new(sqlite::SqliteStore::open(&path).await?)),
+    }
+}

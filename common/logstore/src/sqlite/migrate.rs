@@ -1,0 +1,43 @@
+//! The schema, built in numbered steps from `migrations/sqlite`.
+
+use rusqlite::{Connection, TransactionBehavior, params};
+
+/// Every step: its name and its SQL. The number of a step is its place, from 1.
+pub const STEPS: &[(&str, &str)] = &[(
+    "0001_runs_and_output",
+    include_str!("../../../../migrations/sqlite/0001_runs_and_output.sql"),
+)];
+
+/// Applies what is missing and returns the names of it. One transaction that holds
+/// the write lock from its start: of several processes one applies the steps, the
+/// others wait and find them applied.
+pub(super) fn migrate(conn: &mut Connection) -> rusqlite::Result<Vec<String>> {
+    let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    tx.execute_batch(
+        "CREATE TABLE IF NOT EXISTS meepo_migrations (
+            number     INTEGER PRIMARY KEY,
+            name       TEXT NOT NULL,
+            applied_at INTEGER NOT NULL -- milliseconds since 1970
+        ) STRICT",
+    )?;
+    let mut applied = Vec::new();
+    for (number, (name, sql)) in (1i64..).zip(STEPS) {
+        let known: bool = tx.query_row(
+            "SELECT EXISTS (SELECT 1 FROM meepo_migrations WHERE number = ?1)",
+            [number],
+            |row| row.get(0),
+        )?;
+        if known {
+            continue;
+        }
+        tx.execute_batch(sql)?;
+        tx.execute(
+            "INSERT INTO meepo_migrations (number, name, applied_at)
+             VALUES (?1, ?2, CAST(unixepoch('subsec') * 1000 AS INTEGER))",
+            params![number, name],
+        )?;
+        applied.push((*name).to_owned());
+    }
+    tx.commit()?;
+    Ok(applied)
+}

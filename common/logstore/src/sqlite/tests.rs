@@ -1,0 +1,161 @@
+use super::*;
+use crate::conformance::{self, Random};
+
+/// A directory, and the URL of a file in it that is not there yet.
+fn place() -> (tempfile::TempDir, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", dir.path().join("logs.db").display());
+    (dir, url)
+}
+
+async fn migrated() -> (tempfile::TempDir, Arc<dyn LogStore>) {
+    let (dir, url) = place();
+    let store = crate::open(&url).await.unwrap();
+    store.migrate().await.unwrap();
+    (dir, store)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sqlite_passes_every_check() {
+    let (_dir, store) = migrated().await;
+    conformance::all(store).await;
+}
+
+#[tokio::test]
+async fn sqlite_answers_like_the_model() {
+    for seed in 0..5 {
+        let (_dir, store) = migrated().await;
+        conformance::same_answers(&[store], seed).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_processes_open_and_migrate_at_once() {
+    for _ in 0..5 {
+        let (_dir, url) = place();
+        let stores = futures::future::join_all((0..6).map(|_| crate::open(&url))).await;
+        let stores: Vec<_> = stores.into_iter().map(Result::unwrap).collect();
+        conformance::migrations(&stores).await;
+    }
+}
+
+#[test]
+fn every_step_of_the_schema_is_listed() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../migrations/sqlite");
+    let mut files: Vec<_> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .filter_map(|f| f.strip_suffix(".sql").map(str::to_owned))
+        .collect();
+    files.sort();
+    assert_eq!(files, STEPS.iter().map(|(name, _)| *name).collect::<Vec<_>>());
+    for (i, name) in files.iter().enumerate() {
+        assert!(name.starts_with(&format!("{:04}_", i + 1)), "{name} is out of order");
+    }
+}
+
+#[tokio::test]
+async fn what_is_kept_survives_the_store() {
+    let (_dir, url) = place();
+    let mut random = Random::new(1);
+    let record = conformance::run(random.run_id(), "job", "node", 5);
+    {
+        let store = crate::open(&url).await.unwrap();
+        store.migrate().await.unwrap();
+        store.append(&[LogItem::Run(record.clone())]).await.unwrap();
+    }
+    let store = crate::open(&url).await.unwrap();
+    assert_eq!(store.migrate().await.unwrap(), Vec::<String>::new());
+    assert_eq!(store.get_run(record.run_id).await.unwrap(), Some(record));
+}
+
+#[tokio::test]
+async fn a_store_without_schema_says_so() {
+    let (_dir, url) = place();
+    let store = crate::open(&url).await.unwrap();
+    store.ping().await.unwrap();
+    let id = Random::new(1).run_id();
+    let item = LogItem::Output(conformance::chunk(id, 0, "x"));
+    for e in [
+        store.append(&[item]).await.unwrap_err(),
+        store.get_run(id).await.unwrap_err(),
+        store.list_runs(&RunQuery::default()).await.unwrap_err(),
+        store.output(id, None, 1).await.unwrap_err(),
+        store.last_runs(&[conformance::name("j")]).await.unwrap_err(),
+    ] {
+        assert!(matches!(e, StoreError::NotMigrated { .. }) && !e.retryable(), "{}", e.chain());
+        assert!(e.to_string().contains("migrate"), "{e}");
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_opened_names_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = format!("sqlite://{}/no/such/dir/logs.db", dir.path().display());
+    let Err(e) = crate::open(&missing).await else { panic!("opened {missing}") };
+    assert!(!e.retryable() && e.to_string().contains("no/such/dir/logs.db"), "{}", e.chain());
+
+    let garbage = dir.path().join("garbage.db");
+    std::fs::write(&garbage, "this is not a database, but long enough to be one".repeat(99))
+        .unwrap();
+    let Err(e) = crate::open(&format!("sqlite://{}", garbage.display())).await else {
+        panic!("opened garbage")
+    };
+    assert!(!e.retryable(), "{}", e.chain());
+}
+
+#[tokio::test]
+async fn the_file_belongs_to_its_owner_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let (dir, store) = migrated().await;
+    store.ping().await.unwrap();
+    for entry in std::fs::read_dir(dir.path()).unwrap() {
+        let entry = entry.unwrap();
+        let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600, "{:?}", entry.path());
+    }
+}
+
+#[tokio::test]
+async fn unknown_fields_are_tolerated_and_bad_records_are_left_out() {
+    let (dir, store) = migrated().await;
+    let mut random = Random::new(1);
+    let runs: Vec<_> =
+        (0..3).map(|i| conformance::run(random.run_id(), "job", "node", i)).collect();
+    let batch: Vec<_> = runs.iter().cloned().map(LogItem::Run).collect();
+    store.append(&batch).await.unwrap();
+    let conn = Connection::open(dir.path().join("logs.db")).unwrap();
+    conn.execute("UPDATE runs SET doc = json_set(doc, '$.colour', 'red') WHERE slot = 0", [])
+        .unwrap();
+    conn.execute("UPDATE runs SET doc = json_set(doc, '$.state', 'odd') WHERE slot = 1", [])
+        .unwrap();
+    assert_eq!(store.get_run(runs[0].run_id).await.unwrap(), Some(runs[0].clone()));
+    let e = store.get_run(runs[1].run_id).await.unwrap_err();
+    assert!(matches!(e, StoreError::Unreadable { .. }), "{}", e.chain());
+    assert!(e.chain().contains("odd"), "{}", e.chain());
+    let listed = store.list_runs(&RunQuery::default()).await.unwrap().runs;
+    assert_eq!(listed, [runs[2].clone(), runs[0].clone()]);
+}
+
+/// No list sorts: each is served in order by an index.
+#[tokio::test]
+async fn lists_are_served_by_an_index() {
+    let (dir, _store) = migrated().await;
+    let conn = Connection::open(dir.path().join("logs.db")).unwrap();
+    for condition in [
+        "slot >= 1 AND (slot, run_id) < (9, x'00')",
+        "job = 'j' AND +node = 'n' AND slot < 9",
+        "node = 'n' AND +state IN ('running', 'lost')",
+        "state = 'failed' AND (slot, run_id) < (9, x'00')",
+        "+cause = 'exec'",
+    ] {
+        let sql = format!(
+            "EXPLAIN QUERY PLAN SELECT doc FROM runs WHERE {condition}
+             ORDER BY slot DESC, run_id DESC LIMIT 9"
+        );
+        let mut stmt = conn.prepare(&sql).unwrap();
+        let plan: Vec<String> =
+            stmt.query_map([], |row| row.get(3)).unwrap().map(Result::unwrap).collect();
+        assert!(plan.len() == 1 && plan[0].contains("USING INDEX"), "{condition}: {plan:?}");
+    }
+}

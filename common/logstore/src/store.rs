@@ -1,0 +1,70 @@
+//! The interface of every store.
+
+use crate::{LogItem, RunPage, RunQuery, StoreError};
+use async_trait::async_trait;
+use meepo_core::{
+    id::{Name, RunId},
+    run::{OutputChunk, RunRecord},
+};
+use std::collections::BTreeMap;
+
+/// A place where runs and their output are kept.
+///
+/// All methods may be called at once from many tasks, and several processes may use
+/// one store. Dropping a future abandons the wait, not the write: what was handed to
+/// `append` may or may not be stored then, and appending it again settles it.
+#[async_trait]
+pub trait LogStore: Send + Sync + 'static {
+    /// Keeps a batch. `Ok` means it survives a loss of power (of a minority of the
+    /// servers, if there are several).
+    ///
+    /// Appending the same items again, in any order, in any batches, leaves the same
+    /// state: a run's record replaces the stored one only if the
+    /// [rank](meepo_core::run::RunState::rank) of its state is higher, the first of
+    /// equals stays; a chunk is known by (`run_id`, `seq`) and the first stays.
+    /// Chunks need no record of their run. A batch's output is there when its runs
+    /// are. Times are cut to milliseconds.
+    ///
+    /// # Errors
+    /// On an error any part of the batch may be stored; append it again.
+    /// [`StoreError::Refused`] if an item exceeds [`crate::MAX_ITEM_BYTES`] or
+    /// [`crate::MAX_SEQ`]; nothing of the batch is stored then.
+    async fn append(&self, batch: &[LogItem]) -> Result<(), StoreError>;
+
+    /// The record of a run, if there is one.
+    async fn get_run(&self, run_id: RunId) -> Result<Option<RunRecord>, StoreError>;
+
+    /// A page of the runs that match, newest first: by slot, then run id, both
+    /// descending. Following [`RunPage::next`] shows every run that was there at the
+    /// start and still matches exactly once, whatever is appended meanwhile.
+    ///
+    /// A record that cannot be read is left out and logged.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] if the cursor is not one.
+    async fn list_runs(&self, query: &RunQuery) -> Result<RunPage, StoreError>;
+
+    /// Chunks of a run in order of `seq`: those after `after_seq`, or from the start.
+    ///
+    /// At most `limit_chunks` (1 to [`crate::MAX_OUTPUT_CHUNKS`]) and no more once
+    /// [`crate::MAX_OUTPUT_BYTES`] are reached, so only an empty answer means that
+    /// there is nothing more.
+    async fn output(
+        &self,
+        run_id: RunId,
+        after_seq: Option<u64>,
+        limit_chunks: usize,
+    ) -> Result<Vec<OutputChunk>, StoreError>;
+
+    /// The newest run of each of these jobs, in the order of [`LogStore::list_runs`].
+    /// Jobs without runs are absent. Costs one look into an index per job.
+    async fn last_runs(&self, jobs: &[Name]) -> Result<BTreeMap<Name, RunRecord>, StoreError>;
+
+    /// Brings the schema up to date and returns the names of the steps this call
+    /// applied, in order; empty if there was nothing to do. Safe when several
+    /// processes do it at once. Steps of a newer version are left alone.
+    async fn migrate(&self) -> Result<Vec<String>, StoreError>;
+
+    /// Whether the store answers.
+    async fn ping(&self) -> Result<(), StoreError>;
+}
