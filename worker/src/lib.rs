@@ -1,1 +1,4 @@
-//! placeholder
+//! The worker: schedules, runs, journal and spool.
+
+pub mod process;
+pub mod state;

@@ -1,0 +1,225 @@
+//! The task that accompanies one process from its start to its end.
+
+use super::{
+    command::{Ended, KillPlan, KillReason},
+    hub::Writer,
+    leftover,
+    pipes::{Input, Pipes},
+    runner::Orders,
+};
+use jiff::Timestamp;
+use meepo_core::{
+    code::Code,
+    duration::HumanDuration,
+    run::{RunState, to_millis},
+};
+use nix::sys::signal::Signal;
+use std::{
+    collections::VecDeque, io, os::unix::process::ExitStatusExt, process::ExitStatus,
+    time::Duration,
+};
+use tokio::{process::Child, sync::watch, time::Instant};
+
+/// After the process' end: how long to wait for output of others that hold its pipes …
+const SILENCE: Duration = Duration::from_millis(500);
+/// … and how long in all.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Everything about a process that runs.
+pub(super) struct Drive {
+    pub(super) pid: u32,
+    pub(super) child: Child,
+    pub(super) input: Input,
+    pub(super) pipes: Pipes,
+    pub(super) writer: Writer,
+    pub(super) orders: watch::Receiver<Orders>,
+    pub(super) plan: KillPlan,
+    /// When it is to be killed, and the timeout that says so.
+    pub(super) timeout: Option<(Instant, Duration)>,
+    /// Present if an exec helper stands between; see [`super::helper::report`].
+    pub(super) nonce: Option<String>,
+}
+
+/// A kill under way.
+struct Killing {
+    reason: KillReason,
+    /// What is still to be sent, with the time to wait after each.
+    steps: VecDeque<(Signal, Duration)>,
+    /// When the next step is due; `None` after SIGKILL.
+    next: Option<Instant>,
+    /// Number of the plan in use, 0 for the command's own.
+    plan: u64,
+}
+
+impl Killing {
+    fn new(reason: KillReason, plan: &KillPlan, number: u64) -> Self {
+        let steps = plan.signals.iter().copied().collect();
+        Self { reason, steps, next: Some(Instant::now()), plan: number }
+    }
+
+    /// Sends the next signal if it is due.
+    fn step(&mut self, pid: u32, now: Instant) {
+        if self.next.is_none_or(|at| at > now) {
+            return;
+        }
+        let (signal, wait) = match self.steps.pop_front() {
+            Some((signal, wait)) => (signal, Some(wait)),
+            None => (Signal::SIGKILL, None),
+        };
+        if let Err(e) = leftover::send(pid, signal) {
+            tracing::warn!(pid, %signal, error = e.desc(), "cannot signal a process group");
+        }
+        self.next = wait.map(|w| now + w);
+    }
+}
+
+/// The process' end, and how long its pipes may stay open.
+struct Exit {
+    status: io::Result<ExitStatus>,
+    at: Timestamp,
+    quiet_until: Instant,
+    latest: Instant,
+}
+
+impl Drive {
+    /// Follows the process to its end.
+    pub(super) async fn run(mut self) -> Ended {
+        let mut exit: Option<Exit> = None;
+        let mut killing: Option<Killing> = None;
+        let mut start_error = None;
+        let mut orders_open = true;
+        let sleep = tokio::time::sleep_until(Instant::now());
+        tokio::pin!(sleep);
+        loop {
+            let alarm = match &exit {
+                Some(_) if self.pipes.at_end() => break,
+                Some(exit) => Some(exit.quiet_until.min(exit.latest)),
+                None => match &killing {
+                    Some(k) => k.next,
+                    None => self.timeout.map(|(at, _)| at),
+                },
+            };
+            let alarm = [alarm, self.writer.flush_at()].into_iter().flatten().min();
+            if let Some(at) = alarm.filter(|at| *at != sleep.deadline()) {
+                sleep.as_mut().reset(at);
+            }
+            // The end comes first: a process that has ended is not killed any more.
+            // Reading comes last, so that a flood of output delays nothing else.
+            tokio::select! {
+                biased;
+                status = self.child.wait(), if exit.is_none() => {
+                    let now = Instant::now();
+                    if killing.is_some() {
+                        let _ = leftover::send(self.pid, Signal::SIGKILL);
+                    }
+                    exit = Some(Exit {
+                        status,
+                        at: to_millis(Timestamp::now()),
+                        quiet_until: now + SILENCE,
+                        latest: now + GRACE,
+                    });
+                    self.input.close();
+                }
+                order = self.orders.changed(), if orders_open && exit.is_none() => {
+                    orders_open = order.is_ok();
+                    self.obey(&mut killing);
+                }
+                () = &mut sleep, if alarm.is_some() => {
+                    let now = Instant::now();
+                    if self.writer.flush_at().is_some_and(|at| at <= now) {
+                        self.writer.flush();
+                    }
+                    match &exit {
+                        Some(e) if e.quiet_until.min(e.latest) <= now => break,
+                        Some(_) => {}
+                        None => self.tick(&mut killing, now),
+                    }
+                }
+                () = self.input.feed() => {}
+                () = self.pipes.read(&mut self.writer, &mut self.nonce, &mut start_error) => {
+                    if let Some(exit) = &mut exit {
+                        exit.quiet_until = Instant::now() + SILENCE;
+                    }
+                }
+            }
+        }
+        let counts = self.writer.close();
+        // `exit` is set: the loop is left only with it.
+        let (status, at) = match exit {
+            Some(exit) => (exit.status, exit.at),
+            None => (Err(io::Error::other("left early")), to_millis(Timestamp::now())),
+        };
+        let timeout = self.timeout.map(|(_, t)| t);
+        match start_error {
+            Some(error) => error.ended(at),
+            None => outcome(status, killing.as_ref(), timeout, at, counts),
+        }
+    }
+
+    /// Takes up new orders.
+    fn obey(&mut self, killing: &mut Option<Killing>) {
+        let orders = self.orders.borrow_and_update();
+        let Some(reason) = orders.kill else { return };
+        let reason = killing.as_ref().map_or(reason, |k| k.reason);
+        match (&orders.plan, &killing) {
+            (Some((number, _)), Some(k)) if *number == k.plan => {}
+            (Some((number, plan)), _) => *killing = Some(Killing::new(reason, plan, *number)),
+            (None, Some(_)) => {}
+            (None, None) => *killing = Some(Killing::new(reason, &self.plan, 0)),
+        }
+        if let Some(k) = killing {
+            k.step(self.pid, Instant::now());
+        }
+    }
+
+    /// Starts a kill for the timeout, or goes on with one.
+    fn tick(&mut self, killing: &mut Option<Killing>, now: Instant) {
+        if killing.is_none() && self.timeout.is_some_and(|(at, _)| at <= now) {
+            *killing = Some(Killing::new(KillReason::Timeout, &self.plan, 0));
+        }
+        if let Some(k) = killing {
+            k.step(self.pid, Instant::now());
+        }
+    }
+}
+
+/// From how the process ended to how the run did.
+fn outcome(
+    status: io::Result<ExitStatus>,
+    killing: Option<&Killing>,
+    timeout: Option<Duration>,
+    ended_at: Timestamp,
+    (output_bytes, dropped_bytes): (u64, u64),
+) -> Ended {
+    let (exit_code, signal) = match &status {
+        Ok(s) => (s.code(), s.signal()),
+        Err(_) => (None, None),
+    };
+    let (code, state, message) = match (killing, &status) {
+        (Some(k), _) => {
+            let (code, state) = k.reason.outcome();
+            let late = match timeout {
+                Some(t) if k.reason == KillReason::Timeout => {
+                    Some(format!("ran longer than {}", HumanDuration(t)))
+                }
+                _ => None,
+            };
+            let forced = k.next.is_none().then(|| "ended only on SIGKILL".to_owned());
+            let message: Vec<_> = [late, forced].into_iter().flatten().collect();
+            (code, state, (!message.is_empty()).then(|| message.join("; ")))
+        }
+        (None, Err(e)) => {
+            (Code::LOST, RunState::Lost, Some(format!("cannot learn how the process ended: {e}")))
+        }
+        (None, Ok(s)) if s.success() => (Code::OK, RunState::Success, None),
+        (None, Ok(_)) => match signal {
+            Some(n) => {
+                let name = Signal::try_from(n).map_or("unknown", Signal::as_str);
+                let message = format!("ended by signal {n} ({name})");
+                (Code::SIGNALED, RunState::Failed, Some(message))
+            }
+            None => (Code::EXIT_STATUS, RunState::Failed, None),
+        },
+    };
+    Ended { code, state, exit_code, signal, message, ended_at, output_bytes, dropped_bytes }
+}
