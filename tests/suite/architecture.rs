@@ -88,7 +88,8 @@ fn violations(graph: &Graph) -> Vec<String> {
     found
 }
 
-fn workspace_graph() -> Graph {
+/// What cargo says of the packages of the workspace.
+pub(crate) fn metadata() -> Value {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
         .args(["metadata", "--no-deps", "--format-version", "1", "--offline"])
@@ -96,7 +97,11 @@ fn workspace_graph() -> Graph {
         .output()
         .expect("cargo runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn workspace_graph() -> Graph {
+    let metadata = metadata();
     let packages = metadata["packages"].as_array().unwrap();
     packages.iter().map(|p| (text(&p["name"]), dependencies(p))).collect()
 }
