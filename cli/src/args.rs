@@ -1,0 +1,406 @@
+//! The command line: what can be said, not what it does.
+
+use crate::{client::DEFAULT_MASTER, error::EXIT_HELP, output::Format};
+use clap::{Args, Parser, Subcommand, ValueHint};
+use meepo_core::{duration::HumanDuration, id::Name, job::Executor, run::RunState};
+use std::{net::SocketAddr, path::PathBuf};
+
+/// Run commands and schedules on a fleet of Linux hosts.
+#[derive(Debug, Parser)]
+#[command(
+    name = "meepo",
+    version,
+    after_help = EXIT_HELP,
+    after_long_help = EXIT_HELP,
+    infer_subcommands = false,
+    arg_required_else_help = true,
+    subcommand_required = true
+)]
+pub(crate) struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub(crate) global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Global {
+    /// Address of a master's HTTP API.
+    #[arg(long, global = true, env = "MEEPO_MASTER", default_value = DEFAULT_MASTER, value_name = "URL", value_hint = ValueHint::Url)]
+    pub(crate) master: String,
+    /// How results are printed. Times are local in tables, UTC in JSON and YAML.
+    #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    pub(crate) output: Format,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start a one-process server: master, worker, log store and etcd (also `meepo --server`).
+    Server(ServerArgs),
+    /// Run a command on nodes now and print its output as it comes.
+    Run(RunArgs),
+    /// Stored, scheduled commands.
+    #[command(subcommand)]
+    Job(JobCommand),
+    /// List past and present runs, newest first.
+    Runs(RunsArgs),
+    /// Print the output of a run.
+    Logs(LogsArgs),
+    /// Stop a run.
+    Kill(KillArgs),
+    /// The hosts of the fleet.
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Cron expressions and crontab files.
+    #[command(subcommand)]
+    Cron(CronCommand),
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the version.
+    Version,
+}
+
+/// `meepo server`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ServerArgs {
+    /// Directory for everything that must survive a restart.
+    #[arg(long, env = "MEEPO_DATA_DIR", default_value = "meepo-data", value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) data_dir: PathBuf,
+    /// Join the fleet behind this etcd instead of starting one; several with commas.
+    #[arg(long, env = "MEEPO_ETCD", value_name = "URL", value_delimiter = ',')]
+    pub(crate) etcd: Vec<String>,
+    /// Where runs and output are kept: `mongodb://…` or `sqlite:PATH` [default: SQLite in the data directory].
+    #[arg(long, env = "MEEPO_LOGS", value_name = "URL")]
+    pub(crate) logs: Option<String>,
+    /// Address of the HTTP API.
+    #[arg(long, env = "MEEPO_HTTP", default_value = "127.0.0.1:7600", value_name = "ADDR")]
+    pub(crate) http: SocketAddr,
+    /// Address of the gRPC API.
+    #[arg(long, env = "MEEPO_GRPC", default_value = "127.0.0.1:7601", value_name = "ADDR")]
+    pub(crate) grpc: SocketAddr,
+    /// Address of the worker's metrics.
+    #[arg(long, env = "MEEPO_METRICS", default_value = "127.0.0.1:7602", value_name = "ADDR")]
+    pub(crate) metrics: SocketAddr,
+    /// Client port of the etcd child.
+    #[arg(
+        long,
+        env = "MEEPO_ETCD_PORT",
+        default_value_t = 2379,
+        value_name = "PORT",
+        conflicts_with = "etcd"
+    )]
+    pub(crate) etcd_port: u16,
+    /// Id of this node [default: its primary IP; 127.0.0.1 with an own etcd].
+    #[arg(long, env = "MEEPO_NODE", value_name = "ID")]
+    pub(crate) node: Option<Name>,
+    /// Directory of job definitions that are applied at start where they do not exist yet.
+    #[arg(long, env = "MEEPO_JOBS", value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) jobs: Option<PathBuf>,
+}
+
+/// `meepo run`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "One word after `--` is a script, as it stands: -- 'ls | wc -l'\n\
+    Several words are quoted, so that each arrives as it is: -- echo \"a  b\"\n\
+    With --executor exec they are the program and its arguments; no shell is involved.")]
+pub(crate) struct RunArgs {
+    /// Which nodes: `all`, a node, `group=web`, `role=db and disk.free > 1TB limit 3`.
+    #[arg(short, long, value_name = "TARGET")]
+    pub(crate) target: String,
+    /// Longest time the command may take on a node [default: 30s].
+    #[arg(long, value_name = "DURATION")]
+    pub(crate) timeout: Option<HumanDuration>,
+    /// What turns the words into a process: bash, sh, exec or python.
+    #[arg(long, default_value = "bash")]
+    pub(crate) executor: Executor,
+    /// User to run as [default: the worker's own].
+    #[arg(long)]
+    pub(crate) user: Option<String>,
+    /// Set an environment variable; may be given several times.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+    pub(crate) env: Vec<(String, String)>,
+    /// Working directory on the nodes.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cwd: Option<String>,
+    /// Do not print the node in front of each line.
+    #[arg(long)]
+    pub(crate) no_prefix: bool,
+    /// The command.
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "CMD"
+    )]
+    pub(crate) command: Vec<String>,
+}
+
+fn key_value(s: &str) -> Result<(String, String), String> {
+    match s.split_once('=') {
+        Some((k, v)) if !k.is_empty() => Ok((k.to_owned(), v.to_owned())),
+        _ => Err("expected KEY=VALUE".to_owned()),
+    }
+}
+
+/// `meepo job …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum JobCommand {
+    /// Create or change jobs from YAML or JSON files.
+    Apply {
+        /// A file, a directory (its *.yaml, *.yml and *.json), or `-` for standard input.
+        #[arg(short, long = "file", required = true, num_args = 1.., value_name = "FILE", value_hint = ValueHint::AnyPath)]
+        files: Vec<PathBuf>,
+    },
+    /// List jobs.
+    List,
+    /// Show a job, its nodes, its next slots and its last run.
+    Get {
+        /// The job.
+        name: Name,
+        /// Print only the definition, in the form `job apply` takes.
+        #[arg(long)]
+        definition: bool,
+    },
+    /// Delete jobs.
+    Delete {
+        /// The jobs.
+        #[arg(required = true)]
+        names: Vec<Name>,
+    },
+    /// Stop following the schedule of jobs.
+    Pause {
+        /// The jobs.
+        #[arg(required = true)]
+        names: Vec<Name>,
+    },
+    /// Follow the schedule of jobs again.
+    Resume {
+        /// The jobs.
+        #[arg(required = true)]
+        names: Vec<Name>,
+    },
+    /// Run a job now.
+    Trigger {
+        /// The job.
+        name: Name,
+        /// Only on those of its nodes that match.
+        #[arg(short, long)]
+        target: Option<String>,
+        /// Give up if it has not started by then [default: 1h].
+        #[arg(long, value_name = "DURATION")]
+        ttl: Option<HumanDuration>,
+        /// Print the output until the end; exit as `meepo run` does.
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Print when a job runs next.
+    Next {
+        /// The job.
+        name: Name,
+        /// How many slots.
+        #[arg(short, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        n: u32,
+    },
+}
+
+/// `meepo runs`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RunsArgs {
+    /// Only runs of this job.
+    #[arg(long)]
+    pub(crate) job: Option<Name>,
+    /// Only runs on this node.
+    #[arg(long)]
+    pub(crate) node: Option<Name>,
+    /// Only runs in these states; several with commas.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) state: Vec<RunState>,
+    /// Only runs since then: `1h`, or a time.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<String>,
+    /// Only runs before then: `1h` (ago), or a time.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) until: Option<String>,
+    /// At most so many.
+    #[arg(short, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) n: u32,
+}
+
+/// `meepo logs`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LogsArgs {
+    /// The run: its id or an unambiguous beginning of it.
+    pub(crate) run: String,
+    /// Go on until the run ends.
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Print the local time in front of each line.
+    #[arg(long)]
+    pub(crate) timestamps: bool,
+}
+
+/// `meepo kill`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct KillArgs {
+    /// The runs: ids or unambiguous beginnings of them.
+    #[arg(required = true)]
+    pub(crate) runs: Vec<String>,
+}
+
+/// `meepo node …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// List nodes.
+    List,
+    /// Show a node, its facts, labels and problems.
+    Get {
+        /// The node.
+        name: Name,
+    },
+}
+
+/// `meepo cron …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CronCommand {
+    /// Print when a cron expression fires next. Needs no master.
+    Next {
+        /// The expression, as one argument: '*/5 * * * *'.
+        #[arg(required = true, allow_hyphen_values = true, value_name = "EXPR")]
+        expr: Vec<String>,
+        /// IANA time zone the fields are read in [default: UTC].
+        #[arg(long, value_name = "ZONE")]
+        tz: Option<String>,
+        /// Slots after this time [default: now].
+        #[arg(long, value_name = "TIME")]
+        from: Option<String>,
+        /// How many slots.
+        #[arg(short, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        n: u32,
+    },
+    /// Turn crontab files into jobs.
+    Import(ImportArgs),
+}
+
+/// `meepo cron import`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ImportArgs {
+    /// Crontab files, or directories such as /etc/cron.d; `-` for standard input.
+    #[arg(required = true, value_hint = ValueHint::AnyPath)]
+    pub(crate) files: Vec<PathBuf>,
+    /// The files are this user's crontabs: lines have no user column.
+    #[arg(long)]
+    pub(crate) user: Option<String>,
+    /// IANA time zone of the lines [default: this host's].
+    #[arg(long, value_name = "ZONE")]
+    pub(crate) tz: Option<String>,
+    /// Which nodes the jobs run on.
+    #[arg(short, long, default_value = "all")]
+    pub(crate) target: String,
+    /// Begin the jobs' names with this.
+    #[arg(long, default_value = "")]
+    pub(crate) prefix: String,
+    /// Only print what would be done.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// The arguments with `--server` in front turned into the command `server`.
+pub(crate) fn normalise(
+    args: impl IntoIterator<Item = std::ffi::OsString>,
+) -> Vec<std::ffi::OsString> {
+    let mut args: Vec<_> = args.into_iter().collect();
+    let options_first = args.get(1).is_some_and(|a| a.as_encoded_bytes().starts_with(b"-"));
+    let end = args.iter().position(|a| a == "--").unwrap_or(args.len());
+    if let Some(i) = args[..end].iter().position(|a| a == "--server").filter(|_| options_first) {
+        args.remove(i);
+        args.insert(1, "server".into());
+    }
+    args
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
+        let args = std::iter::once("meepo").chain(args.iter().copied()).map(Into::into);
+        Cli::try_parse_from(normalise(args))
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn server_has_two_spellings() {
+        for args in [
+            &["--server", "--data-dir", "/x"][..],
+            &["--data-dir", "/x", "--server"],
+            &["server", "--data-dir", "/x"],
+        ] {
+            let Command::Server(s) = parse(args).unwrap().command else { panic!("{args:?}") };
+            assert_eq!(s.data_dir, PathBuf::from("/x"));
+            assert_eq!(s.http.port(), 7600);
+        }
+        // A remote command may well have an option of that name.
+        let Command::Run(r) = parse(&["run", "-t", "all", "--", "x", "--server"]).unwrap().command
+        else {
+            panic!()
+        };
+        assert_eq!(r.command, ["x", "--server"]);
+    }
+
+    #[test]
+    fn run_takes_the_words_as_they_are() {
+        for (args, words) in [
+            (&["run", "-t", "all", "--", "uname", "-a"][..], &["uname", "-a"][..]),
+            (&["run", "-t", "all", "uname", "-a"], &["uname", "-a"]),
+            (&["run", "-t", "all", "--", "-x"], &["-x"]),
+            (
+                &["run", "-t", "all", "--", "grep", "--", "-o", "json"],
+                &["grep", "--", "-o", "json"],
+            ),
+        ] {
+            let cli = parse(args).unwrap();
+            assert_eq!(cli.global.output, Format::Table);
+            let Command::Run(r) = cli.command else { panic!() };
+            assert_eq!(r.command, words, "{args:?}");
+        }
+        assert!(parse(&["run", "-t", "all"]).is_err());
+        assert!(parse(&["run", "uname"]).is_err());
+    }
+
+    #[test]
+    fn bad_values_say_what_would_be_right() {
+        for (args, want) in [
+            (&["run", "-t", "a", "--timeout", "soon", "--", "x"][..], "30s, 5m or 1h30m"),
+            (&["run", "-t", "a", "--executor", "perl", "--", "x"], "bash, sh, exec, python"),
+            (&["run", "-t", "a", "--env", "x", "--", "x"], "KEY=VALUE"),
+            (&["job", "get", "a/b"], "letters, digits"),
+            (&["runs", "--state", "failed,done"], "one of running, success"),
+        ] {
+            let text = parse(args).unwrap_err().to_string();
+            assert!(text.contains(want), "{args:?}: {text}");
+        }
+    }
+
+    #[test]
+    fn several_files_can_be_given_in_either_way() {
+        for args in [&["job", "apply", "-f", "a", "-f", "b"][..], &["job", "apply", "-f", "a", "b"]]
+        {
+            let Command::Job(JobCommand::Apply { files }) = parse(args).unwrap().command else {
+                panic!()
+            };
+            assert_eq!(files.len(), 2);
+        }
+    }
+}

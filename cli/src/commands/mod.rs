@@ -1,0 +1,110 @@
+//! What each command does.
+
+pub(crate) mod apply;
+pub(crate) mod cron;
+pub(crate) mod documents;
+pub(crate) mod follow;
+pub(crate) mod import;
+pub(crate) mod job;
+pub(crate) mod job_view;
+pub(crate) mod node;
+pub(crate) mod outcome;
+pub(crate) mod run;
+pub(crate) mod runs;
+
+use crate::{
+    args::{Cli, Command, CronCommand, JobCommand, NodeCommand},
+    client::Client,
+    error::{CliError, CliResult, exit},
+    output::Out,
+};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use clap::CommandFactory;
+use meepo_core::api::OutputView;
+
+/// Does what the command line says; answers the exit code.
+pub(crate) fn dispatch(cli: Cli) -> CliResult<u8> {
+    let out = Out::detect(cli.global.output);
+    let master = cli.global.master;
+    match cli.command {
+        Command::Server(args) => crate::server::run(args),
+        Command::Completions { shell } => completions(&out, shell),
+        Command::Version => {
+            out.text(concat!("meepo ", env!("CARGO_PKG_VERSION"), "\n")).map(|()| exit::OK)
+        }
+        Command::Cron(CronCommand::Next { expr, tz, from, n }) => {
+            cron::next(&out, &expr, tz.as_deref(), from.as_deref(), n)
+        }
+        Command::Cron(CronCommand::Import(args)) => {
+            client_command(async move { import::run(&out, &master, args).await })
+        }
+        Command::Run(args) => client_command(run::run(&out, Client::new(&master)?, args)),
+        Command::Job(command) => {
+            let client = Client::new(&master)?;
+            client_command(async move { job_command(&out, &client, command).await })
+        }
+        Command::Runs(args) => {
+            let client = Client::new(&master)?;
+            client_command(async move { runs::list(&out, &client, args).await })
+        }
+        Command::Logs(args) => {
+            let client = Client::new(&master)?;
+            client_command(async move { runs::logs(&out, &client, args).await })
+        }
+        Command::Kill(args) => {
+            let client = Client::new(&master)?;
+            client_command(async move { runs::kill(&out, &client, args).await })
+        }
+        Command::Node(command) => {
+            let client = Client::new(&master)?;
+            client_command(async move {
+                match command {
+                    NodeCommand::List => node::list(&out, &client).await,
+                    NodeCommand::Get { name } => node::get(&out, &client, &name).await,
+                }
+            })
+        }
+    }
+}
+
+async fn job_command(out: &Out, client: &Client, command: JobCommand) -> CliResult<u8> {
+    match command {
+        JobCommand::Apply { files } => apply::run(out, client, &files).await,
+        JobCommand::List => job::list(out, client).await,
+        JobCommand::Get { name, definition } => job::get(out, client, &name, definition).await,
+        JobCommand::Delete { names } => job::delete(out, client, &names).await,
+        JobCommand::Pause { names } => job::set_status(out, client, &names, "pause").await,
+        JobCommand::Resume { names } => job::set_status(out, client, &names, "resume").await,
+        JobCommand::Trigger { name, target, ttl, follow } => {
+            job::trigger(out, client, &name, target, ttl, follow).await
+        }
+        JobCommand::Next { name, n } => job::next(out, client, &name, n).await,
+    }
+}
+
+/// Runs a command that talks to a master: one thread is plenty.
+fn client_command(future: impl Future<Output = CliResult<u8>>) -> CliResult<u8> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| CliError::new(exit::INTERNAL, format!("cannot start the runtime: {e}")))?
+        .block_on(future)
+}
+
+fn completions(out: &Out, shell: clap_complete::Shell) -> CliResult<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "meepo", &mut script);
+    out.text(&String::from_utf8_lossy(&script))?;
+    Ok(exit::OK)
+}
+
+/// The bytes of a piece of output.
+pub(crate) fn bytes_of(view: &OutputView) -> CliResult<Vec<u8>> {
+    match (&view.text, &view.base64) {
+        (Some(text), _) => Ok(text.clone().into_bytes()),
+        (None, Some(data)) => STANDARD.decode(data).map_err(|e| {
+            CliError::new(exit::INTERNAL, format!("the master sent output that is no base64: {e}"))
+        }),
+        (None, None) => Ok(Vec::new()),
+    }
+}
