@@ -4,3 +4,4 @@
 mod architecture;
 mod deploy;
 mod harness;
+mod scripts;
