@@ -7,7 +7,7 @@ ARGS ?=
 # Which tests: make test TESTS="deploy::"
 TESTS ?=
 
-.PHONY: help run test build check fmt bench clean deps-run deps-test
+.PHONY: help run test build check audit fmt bench clean deps-run deps-test
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -24,13 +24,16 @@ test: deps-test ## every test, against a real etcd and a real MongoDB
 build: deps-run ## every binary, in release
 	@$(CARGO) build --release --workspace --bins
 
-check: ## formatting, lints, documentation and, where installed, licences and advisories
+check: ## formatting, lints, documentation and, where cargo-deny is installed, licences
 	@$(CARGO) metadata --locked --format-version 1 >/dev/null
 	@$(CARGO) fmt --all --check
 	@$(CARGO) clippy --workspace --all-targets --quiet -- -D warnings
 	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
-	@if command -v cargo-deny >/dev/null; then cargo-deny --offline check; \
-	else echo "cargo-deny is not installed: licences and advisories not checked (cargo install cargo-deny)"; fi
+	@if command -v cargo-deny >/dev/null; then cargo-deny --offline check bans licenses sources; \
+	else echo "cargo-deny is not installed: licences not checked (cargo install cargo-deny)"; fi
+
+audit: ## known vulnerabilities of what is linked in; needs a network and cargo-deny
+	@cargo-deny check advisories
 
 fmt: ## format the code
 	@$(CARGO) fmt --all

@@ -151,7 +151,7 @@ fn members(count: usize, dir: &Path) -> Vec<Member> {
             ["--backend-batch-limit", "1000"],
         ];
         let mut spec = Spec::new(&name, &program, &args.concat(), dir);
-        // Settings of an etcd that the user of this machine may have.
+        // Its own words are many; what matters is a warning.
         spec.env.push(("ETCD_LOG_LEVEL".into(), "warn".into()));
         Member { process: Process::start(spec), url: client }
     };

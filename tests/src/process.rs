@@ -313,6 +313,13 @@ fn launch(spec: &Spec) -> (Child, u64) {
     let log = open(&log_path(spec));
     let log_start = log.metadata().map_or(0, |m| m.len());
     let mut command = spawn::mortal(&spec.program);
+    // What the developer has set for a meepo or an etcd of theirs is not for these.
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if ["MEEPO_", "ETCD_", "ETCDCTL_"].iter().any(|prefix| name.starts_with(prefix)) {
+            command.env_remove(&*name);
+        }
+    }
     let copy = || Stdio::from(log.try_clone().expect("a file descriptor"));
     command
         .args(&spec.args)

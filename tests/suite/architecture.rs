@@ -153,3 +153,38 @@ fn a_broken_edge_is_seen() {
     bad.insert("meepo-new".to_owned(), BTreeSet::new());
     assert_eq!(violations(&bad), ["meepo-new is not in the table of allowed dependencies"]);
 }
+
+/// What `deny.toml` bans, held against the lock file: this needs no cargo-deny.
+#[test]
+fn banned_crates_and_foreign_sources_stay_out() {
+    let read = |file: &str| -> toml::Table {
+        std::fs::read_to_string(workspace_root().join(file)).unwrap().parse().unwrap()
+    };
+    let (deny, lock) = (read("deny.toml"), read("Cargo.lock"));
+    let locked = lock["package"].as_array().unwrap();
+    let name = |v: &toml::Value| v["name"].as_str().unwrap().to_owned();
+    let names: BTreeSet<String> = locked.iter().map(name).collect();
+    for ban in deny["bans"]["deny"].as_array().unwrap() {
+        let banned = name(ban);
+        if ban.get("wrappers").is_none() {
+            assert!(!names.contains(&banned), "{banned}: {}", ban["reason"]);
+            continue;
+        }
+        // Allowed below some crates only.
+        let wrappers = ban["wrappers"].as_array().unwrap();
+        for package in locked {
+            let dependencies = package.get("dependencies").and_then(toml::Value::as_array);
+            let uses = dependencies.is_some_and(|all| {
+                all.iter().any(|d| d.as_str().unwrap().split(' ').next() == Some(&banned))
+            });
+            let allowed = wrappers.iter().any(|w| w.as_str() == Some(&name(package)));
+            assert!(!uses || allowed, "{} uses {banned}: {}", name(package), ban["reason"]);
+        }
+    }
+    let registry = deny["sources"]["allow-registry"][0].as_str().unwrap();
+    for package in locked {
+        if let Some(source) = package.get("source").and_then(toml::Value::as_str) {
+            assert_eq!(source, format!("registry+{registry}"), "{}", name(package));
+        }
+    }
+}
