@@ -295,8 +295,11 @@ pub(crate) struct ImportArgs {
     #[arg(required = true, value_hint = ValueHint::AnyPath)]
     pub(crate) files: Vec<PathBuf>,
     /// The files are this user's crontabs: lines have no user column.
-    #[arg(long)]
+    #[arg(long, value_name = "NAME")]
     pub(crate) user: Option<String>,
+    /// Lines have a user column, as in /etc/crontab [default: told by path and content].
+    #[arg(long, conflicts_with = "user")]
+    pub(crate) system: bool,
     /// IANA time zone of the lines [default: this host's].
     #[arg(long, value_name = "ZONE")]
     pub(crate) tz: Option<String>,

@@ -18,7 +18,7 @@ impl Table {
         } else {
             table.force_no_tty();
         }
-        table.set_header(header.iter().map(|h| Cell::new(h)).collect::<Vec<_>>());
+        table.set_header(header.iter().map(Cell::new).collect::<Vec<_>>());
         Self(table)
     }
 
