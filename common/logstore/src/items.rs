@@ -89,7 +89,6 @@ pub(crate) fn normalised(r: &RunRecord) -> RunRecord {
 
 /// The runs of a batch, normalised, one record per run: the highest rank, the first
 /// of equals. Order of first appearance.
-#[allow(dead_code)]
 pub(crate) fn runs_of(batch: &[LogItem]) -> Vec<RunRecord> {
     let mut at: HashMap<RunId, usize> = HashMap::new();
     let mut runs: Vec<RunRecord> = Vec::new();

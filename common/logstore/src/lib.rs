@@ -13,6 +13,7 @@
 
 mod error;
 mod items;
+pub mod mongo;
 mod names;
 mod query;
 pub mod sqlite;
@@ -21,6 +22,8 @@ mod url;
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+#[cfg(any(test, feature = "conformance"))]
+pub mod testing;
 
 pub use error::{BoxError, StoreError};
 pub use items::{LogItem, MAX_ITEM_BYTES, MAX_SEQ};
@@ -40,7 +43,7 @@ use std::sync::Arc;
 /// for SQLite also what keeps the file from being opened.
 pub async fn open(url: &str) -> Result<Arc<dyn LogStore>, StoreError> {
     match url::Location::parse(url)? {
-        url::Location::Mongo(url) => Err(url::bad(&url, "no driver for MongoDB yet", "sqlite:")),
+        url::Location::Mongo(url) => Ok(Arc::new(mongo::MongoStore::open(&url).await?)),
         url::Location::Sqlite(path) => Ok(Arc::new(sqlite::SqliteStore::open(&path).await?)),
     }
 }

@@ -1,0 +1,135 @@
+//! The driver's errors, sorted by whether waiting helps.
+
+use crate::{BoxError, StoreError};
+use mongodb::error::{Error, ErrorKind, WriteFailure};
+use std::{future::Future, sync::Arc, time::Duration};
+
+/// Names the store in its errors.
+#[derive(Debug, Clone)]
+pub(super) struct Context {
+    name: Arc<str>,
+}
+
+impl Context {
+    pub(super) fn new(name: String) -> Self {
+        Self { name: name.into() }
+    }
+
+    /// Awaits what the driver does, for so long at most.
+    pub(super) async fn within<T>(
+        &self,
+        limit: Duration,
+        op: &'static str,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, StoreError> {
+        match tokio::time::timeout(limit, work).await {
+            Ok(done) => done.map_err(|e| self.error(op, e)),
+            Err(_) => {
+                let text = format!("no answer within {} s", limit.as_secs());
+                Err(self.unavailable(op, text))
+            }
+        }
+    }
+
+    pub(super) fn error(&self, op: &'static str, e: Error) -> StoreError {
+        if waiting_helps(&e) { self.unavailable(op, e) } else { self.failed(op, e) }
+    }
+
+    /// The error for a code that the server put into an otherwise good reply.
+    pub(super) fn code(&self, op: &'static str, code: i32, text: String) -> StoreError {
+        let text = format!("error {code}: {text}");
+        if transient(code) { self.unavailable(op, text) } else { self.failed(op, text) }
+    }
+
+    pub(super) fn unavailable(&self, op: &'static str, e: impl Into<BoxError>) -> StoreError {
+        StoreError::Unavailable { store: self.name.to_string(), op, source: e.into() }
+    }
+
+    pub(super) fn failed(&self, op: &'static str, e: impl Into<BoxError>) -> StoreError {
+        StoreError::Failed { store: self.name.to_string(), op, source: e.into() }
+    }
+
+    pub(super) fn unreadable(
+        &self,
+        op: &'static str,
+        what: String,
+        e: impl Into<BoxError>,
+    ) -> StoreError {
+        StoreError::Unreadable { store: self.name.to_string(), op, what, source: e.into() }
+    }
+}
+
+/// What the driver complains of, without its wrapping.
+pub(super) fn message(e: &Error) -> String {
+    match &*e.kind {
+        ErrorKind::InvalidArgument { message, .. } => message.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// Whether the connection broke or the server changed its role: worth one more try
+/// at once, on another connection.
+pub(super) fn again_at_once(e: &Error) -> bool {
+    let broken = matches!(&*e.kind, ErrorKind::Io(_) | ErrorKind::ConnectionPoolCleared { .. });
+    broken || e.contains_label("RetryableWriteError")
+}
+
+/// The server's code, if the error holds one.
+pub(super) fn code_of(e: &Error) -> Option<i32> {
+    match &*e.kind {
+        ErrorKind::Command(e) => Some(e.code),
+        ErrorKind::Write(WriteFailure::WriteError(e)) => Some(e.code),
+        ErrorKind::Write(WriteFailure::WriteConcernError(e)) => Some(e.code),
+        _ => None,
+    }
+}
+
+fn waiting_helps(e: &Error) -> bool {
+    let labels = ["RetryableWriteError", "TransientTransactionError", "SystemOverloadedError"];
+    if labels.iter().any(|label| e.contains_label(label)) || code_of(e).is_some_and(transient) {
+        return true;
+    }
+    // Credentials, TLS files, unsupported servers, defects: these wait for somebody.
+    matches!(
+        &*e.kind,
+        ErrorKind::Io(_)
+            | ErrorKind::ConnectionPoolCleared { .. }
+            | ErrorKind::ServerSelection { .. }
+            | ErrorKind::DnsResolve { .. }
+    )
+}
+
+/// Server codes that pass by themselves: elections, shutdowns, lost connections,
+/// timeouts, conflicts, and shortages others may end.
+fn transient(code: i32) -> bool {
+    const CODES: [i32; 27] = [
+        6,     // HostUnreachable
+        7,     // HostNotFound
+        24,    // LockTimeout
+        43,    // CursorNotFound
+        46,    // LockBusy
+        50,    // MaxTimeMSExpired
+        64,    // WriteConcernFailed (timed out)
+        89,    // NetworkTimeout
+        91,    // ShutdownInProgress
+        112,   // WriteConflict
+        117,   // ConflictingOperationInProgress
+        133,   // FailedToSatisfyReadPreference
+        134,   // ReadConcernMajorityNotAvailableYet
+        146,   // ExceededMemoryLimit
+        189,   // PrimarySteppedDown
+        202,   // NetworkInterfaceExceededTimeLimit
+        262,   // ExceededTimeLimit
+        276,   // IndexBuildAborted
+        9001,  // SocketException
+        10107, // NotWritablePrimary
+        11600, // InterruptedAtShutdown
+        11601, // Interrupted
+        11602, // InterruptedDueToReplStateChange
+        13388, // StaleConfig
+        13435, // NotPrimaryNoSecondaryOk
+        13436, // NotPrimaryOrSecondary
+        14031, // OutOfDiskSpace
+    ];
+    CODES.contains(&code)
+}

@@ -1,0 +1,113 @@
+//! Collections and indexes, described as data in `migrations/mongo` and created in
+//! numbered steps.
+
+use super::{MongoStore, error};
+use crate::StoreError;
+use futures::TryStreamExt;
+use mongodb::{
+    Collection,
+    bson::{DateTime, Document, doc},
+    error::Error,
+};
+use serde::Deserialize;
+use std::{collections::BTreeSet, time::Duration};
+
+/// Every step: its name and its description as JSON. The number of a step is its
+/// place, from 1. Steps must be idempotent: two processes may apply one at once.
+pub const STEPS: &[(&str, &str)] = &[(
+    "0001_runs_and_output",
+    include_str!("../../../../migrations/mongo/0001_runs_and_output.json"),
+)];
+
+const OP: &str = "migrate";
+/// Building an index over years of runs takes its time.
+const STEP_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Server code: the collection is there.
+const NAMESPACE_EXISTS: i32 = 48;
+/// Server code: a document with this key is there.
+const DUPLICATE_KEY: i32 = 11000;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Step {
+    collections: Vec<CollectionSpec>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CollectionSpec {
+    name: String,
+    indexes: Vec<IndexSpec>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct IndexSpec {
+    name: String,
+    /// Pairs, because the order of fields is the point of an index.
+    keys: Vec<(String, i32)>,
+}
+
+impl MongoStore {
+    pub(super) async fn apply_migrations(&self) -> Result<Vec<String>, StoreError> {
+        let record = self.db.collection::<Document>("meepo_migrations");
+        let read = async {
+            let known: Vec<Document> = record.find(doc! {}).await?.try_collect().await?;
+            Ok(known.iter().filter_map(|d| d.get_i32("_id").ok()).collect::<BTreeSet<_>>())
+        };
+        let known = self.context.within(STEP_TIMEOUT, OP, read).await?;
+        let mut applied = Vec::new();
+        for (number, (name, json)) in (1i32..).zip(STEPS) {
+            if known.contains(&number) {
+                continue;
+            }
+            let step: Step = serde_json::from_str(json)
+                .map_err(|e| self.context.unreadable(OP, format!("step {name}"), e))?;
+            let apply = async {
+                for collection in &step.collections {
+                    self.create(collection).await?;
+                }
+                self.record(&record, number, name).await
+            };
+            if self.context.within(STEP_TIMEOUT, OP, apply).await? {
+                applied.push((*name).to_owned());
+            }
+        }
+        Ok(applied)
+    }
+
+    async fn create(&self, spec: &CollectionSpec) -> Result<(), Error> {
+        match self.db.run_command(doc! { "create": &spec.name }).await {
+            Err(e) if error::code_of(&e) == Some(NAMESPACE_EXISTS) => {}
+            other => drop(other?),
+        }
+        if spec.indexes.is_empty() {
+            return Ok(());
+        }
+        let index = |spec: &IndexSpec| {
+            let key: Document = spec.keys.iter().map(|(k, v)| (k.clone(), (*v).into())).collect();
+            doc! { "name": &spec.name, "key": key }
+        };
+        // Creating an index that is there does nothing; one that is being built by
+        // somebody else is waited for.
+        let indexes: Vec<_> = spec.indexes.iter().map(index).collect();
+        self.db.run_command(doc! { "createIndexes": &spec.name, "indexes": indexes }).await?;
+        Ok(())
+    }
+
+    /// Whether this call was the first to record the step.
+    async fn record(
+        &self,
+        record: &Collection<Document>,
+        number: i32,
+        name: &str,
+    ) -> Result<bool, Error> {
+        let step = doc! { "_id": number, "name": name, "applied_at": DateTime::now() };
+        let insert = record.insert_one(step).write_concern(self.write_concern.clone());
+        match insert.await {
+            Ok(_) => Ok(true),
+            Err(e) if error::code_of(&e) == Some(DUPLICATE_KEY) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+}

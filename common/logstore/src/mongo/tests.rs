@@ -1,0 +1,150 @@
+//! Against a real server. Most checks share one, so that it starts and ends once.
+
+use super::*;
+use crate::{
+    conformance::{self, Random},
+    testing::TestMongo,
+};
+use std::{sync::Arc, time::Instant};
+
+async fn migrated(url: &str) -> Arc<dyn LogStore> {
+    let store = crate::open(url).await.unwrap();
+    store.migrate().await.unwrap();
+    store
+}
+
+async fn sqlite() -> (tempfile::TempDir, Arc<dyn LogStore>) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = migrated(&format!("sqlite://{}", dir.path().join("logs.db").display())).await;
+    (dir, store)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mongo_passes_every_check_and_answers_like_sqlite() {
+    let mongo = TestMongo::start().await;
+    for _ in 0..3 {
+        let url = mongo.fresh_uri();
+        let stores = futures::future::join_all((0..6).map(|_| crate::open(&url))).await;
+        let stores: Vec<_> = stores.into_iter().map(Result::unwrap).collect();
+        conformance::migrations(&stores).await;
+    }
+    conformance::all(migrated(&mongo.fresh_uri()).await).await;
+    for seed in 0..5 {
+        let (_dir, sqlite) = sqlite().await;
+        let both = [migrated(&mongo.fresh_uri()).await, sqlite];
+        conformance::same_answers(&both, seed).await;
+    }
+    awkward_documents(&mongo.fresh_uri()).await;
+    foreign_unique_indexes(&mongo.fresh_uri()).await;
+}
+
+/// Unknown fields are passed over, and a record of unknown form hides no other.
+async fn awkward_documents(url: &str) {
+    let store = MongoStore::open(url).await.unwrap();
+    store.migrate().await.unwrap();
+    let mut random = Random::new(1);
+    let runs: Vec<_> =
+        (0..3).map(|i| conformance::run(random.run_id(), "job", "node", i)).collect();
+    let batch: Vec<_> = runs.iter().cloned().map(LogItem::Run).collect();
+    store.append(&batch).await.unwrap();
+    for (i, change) in
+        [doc! { "colour": { "a": [1, 2] } }, doc! { "state": "odd" }].into_iter().enumerate()
+    {
+        let key = doc! { "_id": docs::run_key(runs[i].run_id) };
+        store.runs.update_one(key, doc! { "$set": change }).await.unwrap();
+    }
+    assert_eq!(store.get_run(runs[0].run_id).await.unwrap(), Some(runs[0].clone()));
+    let e = store.get_run(runs[1].run_id).await.unwrap_err();
+    assert!(matches!(e, StoreError::Unreadable { .. }), "{}", e.chain());
+    let listed = store.list_runs(&RunQuery::default()).await.unwrap().runs;
+    assert_eq!(listed, [runs[2].clone(), runs[0].clone()]);
+}
+
+/// Only a duplicate of the key means "is there already": what another unique index
+/// keeps out is an error, and not lost in silence.
+async fn foreign_unique_indexes(url: &str) {
+    let store = MongoStore::open(url).await.unwrap();
+    store.migrate().await.unwrap();
+    let index = doc! { "name": "odd", "key": { "at": 1 }, "unique": true };
+    store.db.run_command(doc! { "createIndexes": "output", "indexes": [index] }).await.unwrap();
+    let id = Random::new(1).run_id();
+    let (a, mut b) = (conformance::chunk(id, 0, "a"), conformance::chunk(id, 1, "b"));
+    b.at = a.at;
+    store.append(&[LogItem::Output(a)]).await.unwrap();
+    let e = store.append(&[LogItem::Output(b)]).await.unwrap_err();
+    assert!(!e.retryable() && e.chain().contains("11000"), "{}", e.chain());
+}
+
+/// As production runs: a replica set, so with majorities and retryable writes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_set_passes_every_check() {
+    let mongo = TestMongo::start_replica_set().await;
+    conformance::all(migrated(&mongo.fresh_uri()).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_acknowledged_survives_a_kill_and_the_store_comes_back() {
+    let mongo = TestMongo::start_own().await;
+    let store = migrated(&mongo.fresh_uri()).await;
+    let mut random = Random::new(1);
+    let mut kept = Vec::new();
+    for round in 0..3 {
+        for i in 0..20 {
+            let run = conformance::run(random.run_id(), "job", "node", round * 100 + i);
+            store.append(&[LogItem::Run(run.clone())]).await.unwrap();
+            kept.push(run);
+        }
+        mongo.kill();
+        let more = conformance::run(random.run_id(), "job", "node", 0);
+        let start = Instant::now();
+        let e = store.append(&[LogItem::Run(more)]).await.unwrap_err();
+        assert!(e.retryable(), "{}", e.chain());
+        assert!(e.to_string().contains("append") && e.to_string().contains("mongodb://"), "{e}");
+        assert!(start.elapsed() < 2 * SERVER_SELECTION + Duration::from_secs(5));
+        mongo.restart().await;
+    }
+    for run in kept {
+        assert_eq!(store.get_run(run.run_id).await.unwrap(), Some(run));
+    }
+}
+
+#[tokio::test]
+async fn opening_does_not_need_the_server() {
+    // Port 1 is never served on the loopback.
+    let store = crate::open("mongodb://user:geheim@127.0.0.1:1/db").await.unwrap();
+    let fast = crate::open("mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=50").await.unwrap();
+    let start = Instant::now();
+    let e = fast.ping().await.unwrap_err();
+    assert!(start.elapsed() < SERVER_SELECTION, "the URL's timeout is not used");
+    assert!(e.retryable() && e.to_string().contains("127.0.0.1:1/meepo"), "{}", e.chain());
+    let e = store.get_run(Random::new(1).run_id()).await.unwrap_err();
+    assert!(e.retryable() && !e.chain().contains("geheim"), "{}", e.chain());
+}
+
+#[tokio::test]
+async fn bad_urls_say_what_would_be_right() {
+    for url in [
+        "mongodb://",
+        "mongodb://u:ge/heim@h/db",
+        "mongodb://h/db?w=none&journal=perhaps",
+        "mongodb://h/db?w=0",
+        "mongodb://h:99999/db",
+        "mongodb+srv://u:geheim@h/db",
+    ] {
+        let Err(e) = crate::open(url).await else { panic!("opened {url}") };
+        assert!(matches!(e, StoreError::BadUrl { .. }) && !e.retryable(), "{url}: {e}");
+        assert!(!e.chain().contains("heim"), "{url}: {}", e.chain());
+    }
+}
+
+#[test]
+fn every_step_of_the_schema_is_listed() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../migrations/mongo");
+    let mut files: Vec<_> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .filter_map(|f| f.strip_suffix(".json").map(str::to_owned))
+        .collect();
+    files.sort();
+    assert_eq!(files, STEPS.iter().map(|(name, _)| *name).collect::<Vec<_>>());
+}
