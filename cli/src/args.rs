@@ -272,7 +272,7 @@ pub(crate) enum CronCommand {
     /// Print when a cron expression fires next. Needs no master.
     Next {
         /// The expression, as one argument: '*/5 * * * *'.
-        #[arg(required = true, allow_hyphen_values = true, value_name = "EXPR")]
+        #[arg(required = true, value_name = "EXPR")]
         expr: Vec<String>,
         /// IANA time zone the fields are read in [default: UTC].
         #[arg(long, value_name = "ZONE")]
@@ -394,6 +394,14 @@ mod tests {
             let text = parse(args).unwrap_err().to_string();
             assert!(text.contains(want), "{args:?}: {text}");
         }
+    }
+
+    #[test]
+    fn options_may_follow_an_expression() {
+        let cli =
+            parse(&["cron", "next", "*/5 * * * *", "--tz", "UTC", "-n3", "-o", "json"]).unwrap();
+        let Command::Cron(CronCommand::Next { expr, tz, n, .. }) = cli.command else { panic!() };
+        assert_eq!((expr.len(), tz.as_deref(), n), (1, Some("UTC"), 3));
     }
 
     #[test]

@@ -27,16 +27,17 @@ pub(crate) async fn run(out: &Out, client: &Client, files: &[PathBuf]) -> CliRes
     let (documents, mut errors) = documents::load(files);
     let (definitions, invalid) = validate(documents);
     errors.extend(invalid);
-    if let Some(last) = errors.pop() {
-        for e in &errors {
-            out.note(&format!("error: {e}"));
+    match errors.len() {
+        0 => apply(out, client, definitions).await,
+        1 => Err(errors.remove(0)),
+        n => {
+            for e in &errors {
+                out.note(&format!("error: {e}"));
+            }
+            let problem = format!("nothing was applied: {}", text::count(n, "error"));
+            Err(CliError::new(exit::USAGE, problem))
         }
-        if !errors.is_empty() {
-            out.note("nothing was applied");
-        }
-        return Err(last);
     }
-    apply(out, client, definitions).await
 }
 
 /// Splits documents into valid definitions and what is wrong with the others.

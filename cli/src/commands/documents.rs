@@ -108,7 +108,9 @@ fn parse(text: &str, json: bool) -> CliResult<Vec<(String, Value)>> {
             |e| CliError::new(exit::USAGE, format!("not valid JSON: {e}")).expected("JSON objects"),
         )?
     } else {
-        serde_saphyr::from_multiple(text).map_err(|e| {
+        // `y`, `on` and `no` are words, as in YAML 1.2.
+        let options = serde_saphyr::options! { strict_booleans: true };
+        serde_saphyr::from_multiple_with_options(text, options).map_err(|e| {
             let e = text::one_line(&e.without_snippet().to_string());
             CliError::new(exit::USAGE, format!("not valid YAML: {e}")).expected("YAML documents")
         })?
@@ -163,10 +165,10 @@ mod tests {
     #[test]
     fn values_keep_their_yaml_types() {
         let text =
-            "name: a\nschedule: \"*/5 * * * *\"\nenv: {N: 1, S: \"1\"}\ncmd: |\n  one\n  two\n";
+            "name: y\nschedule: \"*/5 * * * *\"\nenv: {N: 1, S: \"1\"}\ncmd: |\n  one\n  two\n";
         assert_eq!(
             parse(text, false).unwrap()[0].1,
-            json!({"name": "a", "schedule": "*/5 * * * *", "env": {"N": 1, "S": "1"}, "cmd": "one\ntwo\n"})
+            json!({"name": "y", "schedule": "*/5 * * * *", "env": {"N": 1, "S": "1"}, "cmd": "one\ntwo\n"})
         );
     }
 
