@@ -1,7 +1,8 @@
-//! A whole meepo: etcd, masters and workers as separate processes.
+//! A running meepo: etcd, masters and workers as separate processes.
 
 use crate::{
     api::{Api, Output, run},
+    builder::Builder,
     dirs::{TestDir, binary},
     etcd::{Etcd, Member},
     flags::{self, MasterFlags, WorkerFlags, loopback},
@@ -10,110 +11,28 @@ use crate::{
     server,
     wait::{eventually, secs},
 };
-use std::{path::Path, sync::atomic::AtomicU32, time::Duration};
+use meepo_logstore::testing::TestMongo;
+use std::{
+    path::Path,
+    sync::{Arc, atomic::AtomicU32},
+    time::Duration,
+};
 
 const READY: Duration = secs(60);
 const ATTEMPTS: u32 = 5;
-
-/// Where runs and output are kept.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum Logs {
-    /// An SQLite file of the cluster's own, shared by its masters.
-    #[default]
-    Sqlite,
-    /// A store somebody else provides, e.g. `mongodb://127.0.0.1:27017/name`.
-    Uri(String),
-}
-
-/// What a [`Cluster`] consists of.
-#[derive(Debug, Clone)]
-pub struct Builder {
-    etcd: usize,
-    masters: usize,
-    workers: usize,
-    logs: Logs,
-    labels: Vec<(usize, String)>,
-    master_args: Vec<String>,
-    worker_args: Vec<String>,
-}
-
-impl Builder {
-    /// Number of etcd members, 1 or 3. Default 1.
-    pub fn etcd(mut self, n: usize) -> Self {
-        self.etcd = n;
-        self
-    }
-
-    /// Number of masters. Default 1.
-    pub fn masters(mut self, n: usize) -> Self {
-        self.masters = n;
-        self
-    }
-
-    /// Number of workers, `127.0.0.2` and up. Default 1.
-    pub fn workers(mut self, n: usize) -> Self {
-        self.workers = n;
-        self
-    }
-
-    /// Where runs and output are kept.
-    pub fn logs(mut self, logs: Logs) -> Self {
-        self.logs = logs;
-        self
-    }
-
-    /// A label (`key=value`) of the worker number `worker`.
-    pub fn label(mut self, worker: usize, label: &str) -> Self {
-        self.labels.push((worker, label.to_owned()));
-        self
-    }
-
-    /// One more argument of every master.
-    pub fn master_arg(mut self, arg: &str) -> Self {
-        self.master_args.push(arg.to_owned());
-        self
-    }
-
-    /// One more argument of every worker.
-    pub fn worker_arg(mut self, arg: &str) -> Self {
-        self.worker_args.push(arg.to_owned());
-        self
-    }
-
-    /// Starts it all and waits until every part is ready.
-    pub async fn start(self) -> Cluster {
-        let dir = TestDir::new();
-        let etcd = Etcd::start(self.etcd, dir.path()).await;
-        let count = self.workers;
-        let masters = self.masters;
-        let mut cluster = Cluster {
-            workers: Vec::new(),
-            masters: Vec::new(),
-            etcd,
-            dir,
-            commands: AtomicU32::new(0),
-            plan: self,
-        };
-        for _ in 0..masters {
-            cluster.add_master().await;
-        }
-        for _ in 0..count {
-            cluster.add_worker().await;
-        }
-        cluster
-    }
-}
 
 /// Running etcd members, masters and workers; all killed when this is dropped.
 #[derive(Debug)]
 pub struct Cluster {
     // Fields are dropped in this order: whoever depends on another goes before it.
-    workers: Vec<Worker>,
-    masters: Vec<Master>,
-    etcd: Etcd,
-    dir: TestDir,
-    commands: AtomicU32,
-    plan: Builder,
+    pub(crate) workers: Vec<Worker>,
+    pub(crate) masters: Vec<Master>,
+    pub(crate) etcd: Etcd,
+    pub(crate) mongo: Option<Arc<TestMongo>>,
+    pub(crate) logs: String,
+    pub(crate) dir: TestDir,
+    pub(crate) commands: AtomicU32,
+    pub(crate) plan: Builder,
 }
 
 /// A running `meepo-master`.
@@ -135,15 +54,7 @@ pub struct Worker {
 impl Cluster {
     /// One etcd member, one master, one worker, SQLite: change what the test needs.
     pub fn builder() -> Builder {
-        Builder {
-            etcd: 1,
-            masters: 1,
-            workers: 1,
-            logs: Logs::default(),
-            labels: Vec::new(),
-            master_args: Vec::new(),
-            worker_args: Vec::new(),
-        }
+        Builder::default()
     }
 
     /// The etcd it stands on.
@@ -171,6 +82,16 @@ impl Cluster {
         self.masters[0].api()
     }
 
+    /// Its MongoDB server; panics where the logs are kept elsewhere.
+    pub fn mongo(&self) -> &TestMongo {
+        self.mongo.as_deref().expect("a cluster built with Logs::Mongo or Logs::OwnMongo")
+    }
+
+    /// The URL of its log store.
+    pub fn logs(&self) -> &str {
+        &self.logs
+    }
+
     /// The folder with everything this cluster writes.
     pub fn dir(&self) -> &Path {
         self.dir.path()
@@ -193,10 +114,6 @@ impl Cluster {
     /// Starts one more master and waits until it is ready.
     pub async fn add_master(&mut self) -> &Master {
         let i = self.masters.len();
-        let logs = match &self.plan.logs {
-            Logs::Sqlite => format!("sqlite://{}", self.dir.path().join("logs.db").display()),
-            Logs::Uri(uri) => uri.clone(),
-        };
         for attempt in 1..=ATTEMPTS {
             let name = format!("master-{i}-{attempt}");
             let data_dir = self.dir.path().join(format!("{name}.data"));
@@ -207,7 +124,7 @@ impl Cluster {
                 etcd: &etcd,
                 http,
                 grpc,
-                logs: &logs,
+                logs: &self.logs,
                 data_dir: &data_dir,
             });
             spec.args.extend(self.plan.master_args.iter().cloned());
@@ -237,10 +154,8 @@ impl Cluster {
                 node: &node,
                 data_dir: &data_dir,
                 metrics,
-                logs: match &self.plan.logs {
-                    Logs::Uri(uri) if uri.starts_with("mongodb://") => Some(uri),
-                    _ => None,
-                },
+                // Workers do not share files with masters.
+                logs: self.logs.starts_with("mongodb://").then_some(&self.logs),
                 labels: &labels,
             });
             spec.args.extend(self.plan.worker_args.iter().cloned());

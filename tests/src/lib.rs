@@ -1,7 +1,7 @@
 //! The harness of the suites: real etcd members, masters and workers, each a process
 //! of its own on loopback ports, which a test can kill, freeze and restart.
 //!
-//! ```ignore
+//! ```text
 //! let cluster = Cluster::builder().masters(2).workers(3).start().await;
 //! let (status, _) = cluster.master(0).api().post("/v1/jobs", json!({…})).await;
 //! cluster.worker(1).process().kill9();
@@ -17,20 +17,24 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod api;
+mod builder;
 mod cluster;
 mod dirs;
 mod etcd;
 pub mod flags;
 mod ports;
 mod process;
+mod procfs;
 mod server;
 mod spawn;
 mod wait;
 
 pub use api::{Api, Output, run};
-pub use cluster::{Builder, Cluster, Logs, Master, Worker};
+pub use builder::{Builder, Logs, shared_mongo};
+pub use cluster::{Cluster, Master, Worker};
 pub use dirs::{TestDir, binary, workspace_root};
 pub use etcd::{Etcd, Member};
+pub use meepo_logstore::testing::TestMongo;
 pub use ports::free_port;
 pub use process::{Process, Spec};
 pub use server::Server;

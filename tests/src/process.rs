@@ -1,6 +1,10 @@
 //! A process under test.
 
-use crate::{spawn, wait::eventually};
+use crate::{
+    procfs::{Identity, descendants},
+    spawn,
+    wait::eventually,
+};
 use nix::{
     sys::signal::{Signal, kill, killpg},
     unistd::Pid,
@@ -64,13 +68,6 @@ struct State {
     log_start: u64,
     /// What it had started when it was killed: nobody else would end that.
     strays: Vec<Identity>,
-}
-
-/// A process id with the start time that tells it from a later one of the same number.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Identity {
-    pid: i32,
-    started: String,
 }
 
 impl Process {
@@ -206,9 +203,7 @@ impl Drop for Process {
             let _ = state.wait();
         }
         for stray in &state.strays {
-            if Identity::of(stray.pid).as_ref() == Some(stray) {
-                let _ = kill(Pid::from_raw(stray.pid), Signal::SIGKILL);
-            }
+            stray.kill();
         }
         let ended = state.status;
         drop(state);
@@ -251,39 +246,6 @@ impl State {
             self.strays.extend(found);
         }
     }
-}
-
-impl Identity {
-    fn of(pid: i32) -> Option<Self> {
-        stat(pid).map(|(_, started)| Self { pid, started })
-    }
-}
-
-/// Parent and start time of a process, from `/proc/<pid>/stat`.
-fn stat(pid: i32) -> Option<(i32, String)> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is the program's name in parentheses and may hold anything.
-    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
-    Some((fields.get(1)?.parse().ok()?, (*fields.get(19)?).to_owned()))
-}
-
-/// Every living process below `root`, whatever group or session it moved to.
-fn descendants(root: i32) -> Vec<Identity> {
-    let all: Vec<(i32, i32, String)> = fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
-        .filter_map(|pid| stat(pid).map(|(parent, started)| (pid, parent, started)))
-        .collect();
-    let mut found: Vec<Identity> = Vec::new();
-    let mut parents = vec![root];
-    while let Some(parent) = parents.pop() {
-        for (pid, _, started) in all.iter().filter(|(_, p, _)| *p == parent) {
-            parents.push(*pid);
-            found.push(Identity { pid: *pid, started: started.clone() });
-        }
-    }
-    found
 }
 
 fn describe(status: Option<ExitStatus>) -> String {

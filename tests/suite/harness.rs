@@ -1,7 +1,10 @@
 //! The harness tested by itself: what it says it kills is dead, what it says it keeps
 //! is kept.
 
-use meepo_tests::{Etcd, Process, Spec, TestDir, eventually, free_port, millis, run, secs};
+use meepo_tests::{
+    Etcd, Process, Spec, TestDir, eventually, free_port, millis, run, secs, shared_mongo,
+};
+use mongodb::bson::doc;
 use std::{path::Path, process::Command};
 
 /// Whether a process with this id is there and not a zombie.
@@ -182,6 +185,24 @@ async fn a_condition_that_never_comes_is_reported_with_its_reason() {
     let message = panic.downcast::<String>().unwrap();
     assert!(message.contains("pigs fly") && message.contains("no wings"), "{message}");
     assert!(message.contains(file!()), "the caller's place: {message}");
+}
+
+#[tokio::test]
+async fn tests_share_a_mongodb_but_no_database() {
+    let (one, two) = (shared_mongo().await, shared_mongo().await);
+    let uris = [one.fresh_uri(), two.fresh_uri()];
+    assert_ne!(uris[0], uris[1]);
+    let mut found = Vec::new();
+    for (n, uri) in uris.iter().enumerate() {
+        let client = mongodb::Client::with_uri_str(uri).await.unwrap();
+        let database = client.default_database().expect("the URL names a database");
+        let things = database.collection::<mongodb::bson::Document>("things");
+        things.insert_one(doc! { "n": n as i64 }).await.unwrap();
+        found.push(things.count_documents(doc! {}).await.unwrap());
+        database.drop().await.unwrap();
+    }
+    assert_eq!(found, [1, 1]);
+    assert_eq!(one.uri("x"), two.uri("x"), "one server");
 }
 
 #[test]
