@@ -197,15 +197,15 @@ impl Drop for Process {
     fn drop(&mut self) {
         let mut state = self.state();
         state.remember_descendants();
+        let ended = state.poll();
         // The group first: it is ours as long as its leader has not been reaped.
-        if state.poll().is_none() {
+        if ended.is_none() {
             let _ = killpg(state.pid(), Signal::SIGKILL);
             let _ = state.wait();
         }
         for stray in &state.strays {
             stray.kill();
         }
-        let ended = state.status;
         drop(state);
         if std::thread::panicking() {
             let name = &self.spec.name;
