@@ -360,6 +360,54 @@ fn with_database(uri: &str, db: &str) -> String {
 mod tests {
     use super::*;
 
+    /// Waits until `done`, with a deadline.
+    fn eventually(what: &str, done: impl Fn() -> bool) {
+        let deadline = Instant::now() + START;
+        while !done() {
+            assert!(Instant::now() < deadline, "still waiting: {what}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn pid_and_dir(mongo: &TestMongo) -> (u32, PathBuf) {
+        let own = mongo.own();
+        let keeper = own.keeper.lock().unwrap();
+        (keeper.as_ref().unwrap().server, own.dir.path().to_owned())
+    }
+
+    #[tokio::test]
+    async fn nothing_is_left_behind() {
+        let mongo = TestMongo::start_own().await;
+        let (pid, dir) = pid_and_dir(&mongo);
+        assert!(is_alive(pid) && dir.exists());
+        drop(mongo);
+        assert!(!is_alive(pid) && !dir.exists(), "after a drop");
+
+        let mongo = TestMongo::start_own().await;
+        let (pid, dir) = pid_and_dir(&mongo);
+        mongo.pause();
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+            let _mongo = mongo;
+            std::panic::resume_unwind(Box::new("on purpose"));
+        }));
+        assert!(panicked.is_err());
+        assert!(!is_alive(pid) && !dir.exists(), "after a panic");
+
+        // What a process leaves that dies without a chance to clean up: the pipe ends.
+        let mongo = TestMongo::start_own().await;
+        let (pid, dir) = pid_and_dir(&mongo);
+        let mut keeper = mongo.own().take_keeper().unwrap();
+        drop(keeper.shell.stdin.take());
+        eventually("the keeper cleans up", || !is_alive(pid) && !dir.exists());
+        drop(keeper);
+
+        let mongo = TestMongo::start_own().await;
+        let (pid, _) = pid_and_dir(&mongo);
+        let mut keeper = mongo.own().take_keeper().unwrap();
+        keeper.shell.kill().unwrap();
+        eventually("the server dies with its keeper", || !is_alive(pid));
+    }
+
     #[test]
     fn databases_are_put_into_urls() {
         for (uri, want) in [

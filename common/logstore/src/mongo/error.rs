@@ -1,18 +1,35 @@
 //! The driver's errors, sorted by whether waiting helps.
 
+use super::COMMAND_TIMEOUT;
 use crate::{BoxError, StoreError};
 use mongodb::error::{Error, ErrorKind, WriteFailure};
 use std::{future::Future, sync::Arc, time::Duration};
 
-/// Names the store in its errors.
+/// Names the store in its errors and says how long to wait for it.
 #[derive(Debug, Clone)]
 pub(super) struct Context {
     name: Arc<str>,
+    patience: Duration,
 }
 
 impl Context {
     pub(super) fn new(name: String) -> Self {
-        Self { name: name.into() }
+        Self { name: name.into(), patience: COMMAND_TIMEOUT }
+    }
+
+    /// Changes how long a command may take.
+    #[cfg(test)]
+    pub(super) fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+
+    /// Awaits a command, for as long as one may take.
+    pub(super) async fn wait<T>(
+        &self,
+        op: &'static str,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, StoreError> {
+        self.within(self.patience, op, work).await
     }
 
     /// Awaits what the driver does, for so long at most.
@@ -25,7 +42,7 @@ impl Context {
         match tokio::time::timeout(limit, work).await {
             Ok(done) => done.map_err(|e| self.error(op, e)),
             Err(_) => {
-                let text = format!("no answer within {} s", limit.as_secs());
+                let text = format!("no answer within {limit:?}");
                 Err(self.unavailable(op, text))
             }
         }

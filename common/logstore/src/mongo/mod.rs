@@ -120,6 +120,6 @@ impl LogStore for MongoStore {
 
     async fn ping(&self) -> Result<(), StoreError> {
         let ping = async { self.db.run_command(doc! { "ping": 1 }).await };
-        self.context.within(COMMAND_TIMEOUT, "ping", ping).await.map(drop)
+        self.context.wait("ping", ping).await.map(drop)
     }
 }

@@ -1,6 +1,6 @@
 //! Reading: filters as documents, answers decoded from raw ones.
 
-use super::{COMMAND_TIMEOUT, MongoStore, docs, error::Context};
+use super::{MongoStore, docs, error::Context};
 use crate::{MAX_OUTPUT_BYTES, RunPage, RunQuery, StoreError, items, names, query::Position};
 use futures::TryStreamExt;
 use meepo_core::{
@@ -28,7 +28,7 @@ pub(super) async fn get_run(
 ) -> Result<Option<RunRecord>, StoreError> {
     let op = "get run";
     let find = async { store.runs.find_one(doc! { "_id": docs::run_key(run_id) }).await };
-    let found = store.context.within(COMMAND_TIMEOUT, op, find).await?;
+    let found = store.context.wait(op, find).await?;
     found.map(|raw| run(&store.context, op, &raw)).transpose()
 }
 
@@ -38,11 +38,12 @@ pub(super) async fn list_runs(store: &MongoStore, query: &RunQuery) -> Result<Ru
     let page = query.page_size();
     let read = async {
         // One more than the page tells whether there is another.
-        let limit = i64::try_from(page + 1).unwrap_or(i64::MAX);
-        let cursor = store.runs.find(filter).sort(newest()).limit(limit).await?;
+        let limit = u32::try_from(page + 1).unwrap_or(u32::MAX);
+        let find = store.runs.find(filter).sort(newest());
+        let cursor = find.limit(limit.into()).batch_size(limit).await?;
         cursor.try_collect::<Vec<_>>().await
     };
-    let found = ctx.within(COMMAND_TIMEOUT, op, read).await?;
+    let found = ctx.wait(op, read).await?;
     let mut rows = Vec::with_capacity(found.len());
     for raw in found {
         let position = position(&raw)
@@ -66,7 +67,8 @@ fn position(raw: &RawDocument) -> Result<Position, crate::BoxError> {
     Ok(Position { slot, run_id: docs::key_of(raw)? })
 }
 
-fn filter(query: &RunQuery, from: Option<Position>) -> Document {
+/// The filter of a list that starts after `from`.
+pub(super) fn filter(query: &RunQuery, from: Option<Position>) -> Document {
     let mut filter = Document::new();
     if let Some(job) = &query.job {
         filter.insert("job", job.as_str());
@@ -121,7 +123,7 @@ pub(super) async fn last_runs(
         let cursor = store.runs.aggregate(last_runs_pipeline(jobs)).await?;
         cursor.with_type::<RawDocumentBuf>().try_collect::<Vec<_>>().await
     };
-    for raw in ctx.within(COMMAND_TIMEOUT, op, read).await? {
+    for raw in ctx.wait(op, read).await? {
         let found = raw
             .get_document("run")
             .map_err(|e| ctx.unreadable(op, "a group of runs".into(), e))
@@ -180,7 +182,7 @@ pub(super) async fn output(
         }
         Ok(Ok(chunks))
     };
-    ctx.within(COMMAND_TIMEOUT, op, read)
+    ctx.wait(op, read)
         .await?
         .map_err(|e| ctx.unreadable(op, format!("a chunk of run {run_id} after {after_seq:?}"), e))
 }

@@ -1,7 +1,7 @@
 //! Appending: `insert` for chunks and `update` for runs, some megabytes in each, built
 //! as raw commands so that bytes are copied and never parsed on their way.
 
-use super::{COMMAND_TIMEOUT, MongoStore, docs, error};
+use super::{MongoStore, docs, error};
 use crate::{LogItem, StoreError, items};
 use meepo_core::run::RunRecord;
 use mongodb::bson::{self, Bson, Document, RawArrayBuf, RawDocumentBuf, rawdoc};
@@ -112,7 +112,7 @@ impl MongoStore {
                 other => other,
             }
         };
-        let reply = self.context.within(COMMAND_TIMEOUT, OP, send).await?;
+        let reply = self.context.wait(OP, send).await?;
         // Written, but not as safely as asked for: not acknowledged.
         if let Some(Bson::Document(e)) = reply.get("writeConcernError") {
             let e = WriteError::of(e);

@@ -50,6 +50,11 @@ impl Context {
         StoreError::Unreadable { store: self.name(), op, what, source: source.into() }
     }
 
+    /// One failure for several callers.
+    pub(super) fn unavailable(&self, op: &'static str, why: String) -> StoreError {
+        StoreError::Unavailable { store: self.name(), op, source: why.into() }
+    }
+
     /// The writer ended: it panicked, which is a defect.
     pub(super) fn writer_gone(&self, op: &'static str) -> StoreError {
         StoreError::Failed { store: self.name(), op, source: "the writer has ended".into() }

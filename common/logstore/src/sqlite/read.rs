@@ -10,7 +10,9 @@ use meepo_core::{
     id::{Name, RunId},
     run::{OutputChunk, RunRecord, RunState},
 };
-use rusqlite::{Connection, OptionalExtension, Row, ToSql, params, types::Value};
+use rusqlite::{
+    Connection, OptionalExtension, Params, Row, params, params_from_iter, types::Value,
+};
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
@@ -87,28 +89,37 @@ pub(super) fn get_run(
 
 type Found = (Position, String);
 
-/// A statement under construction.
-#[derive(Default, Clone)]
-struct Filter {
+/// The conditions of a statement under construction.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Filter {
     text: String,
     values: Vec<Value>,
 }
 
 impl Filter {
     fn and(&mut self, condition: &str, values: impl IntoIterator<Item = Value>) {
-        self.text.push_str(if self.text.is_empty() { " WHERE " } else { " AND " });
+        self.text.push_str(if self.text.is_empty() { "WHERE " } else { " AND " });
         self.text.push_str(condition);
         self.values.extend(values);
     }
 
-    fn run(&self, conn: &Connection, limit: usize) -> rusqlite::Result<Vec<Found>> {
-        let sql = format!(
-            "SELECT slot, run_id, doc FROM runs{} ORDER BY slot DESC, run_id DESC LIMIT {limit}",
+    /// The whole statement; its last value is the limit.
+    pub(super) fn sql(&self) -> String {
+        format!(
+            "SELECT slot, run_id, doc FROM runs {} ORDER BY slot DESC, run_id DESC LIMIT ?",
             self.text
-        );
-        let mut stmt = conn.prepare_cached(&sql)?;
-        let values = self.values.iter().map(|v| v as &dyn ToSql).collect::<Vec<_>>();
-        stmt.query_map(values.as_slice(), found)?.collect()
+        )
+    }
+
+    fn run(&self, conn: &Connection, limit: usize) -> rusqlite::Result<Vec<Found>> {
+        let mut stmt = conn.prepare_cached(&self.sql())?;
+        stmt.query_map(self.with_limit(limit), found)?.collect()
+    }
+
+    /// The values of the statement.
+    pub(super) fn with_limit(&self, limit: usize) -> impl Params {
+        let limit = Value::Integer(i64::try_from(limit).unwrap_or(i64::MAX));
+        params_from_iter(self.values.iter().cloned().chain([limit]))
     }
 }
 
@@ -137,18 +148,33 @@ pub(super) fn list_runs(
     Ok(RunPage { runs, next })
 }
 
+/// The rows of all statements, merged in order.
 fn select(
     conn: &Connection,
     query: &RunQuery,
     from: Option<Position>,
     limit: usize,
 ) -> rusqlite::Result<Vec<Found>> {
+    let mut all = Vec::new();
+    for filter in filters(query, from) {
+        all.extend(filter.run(conn, limit)?);
+    }
+    all.sort_by(|(a, _), (b, _)| b.cmp(a));
+    all.truncate(limit);
+    Ok(all)
+}
+
+/// The statements that together find the matching runs. Usually one; one for each
+/// state if states are the best filter, because the index on states gives the order
+/// only within one.
+///
+/// Whichever index serves the order must be the only choice: a unary `+` keeps a
+/// condition from being another. Without it SQLite may collect every run in a state
+/// or on a node and sort them.
+pub(super) fn filters(query: &RunQuery, from: Option<Position>) -> Vec<Filter> {
     let text = |s: &str| Value::Text(s.to_owned());
     let states = query.distinct_states();
     let mut f = Filter::default();
-    // Whichever index serves the order must be left as the only choice: a unary `+`
-    // keeps a condition from being one. Without it SQLite may collect every run in
-    // a state or on a node and sort them.
     if let Some(job) = &query.job {
         f.and("job = ?", [text(job.as_str())]);
     }
@@ -170,33 +196,19 @@ fn select(
         f.and("(slot, run_id) < (?, ?)", values);
     }
     if states.is_empty() {
-        return f.run(conn, limit);
+        return vec![f];
     }
     if query.job.is_some() || query.node.is_some() {
         let marks = vec!["?"; states.len()].join(", ");
         f.and(&format!("+state IN ({marks})"), states.iter().map(|s| text(s.as_str())));
-        return f.run(conn, limit);
+        return vec![f];
     }
-    select_states(conn, &f, &states, limit)
-}
-
-/// One ordered look per state, merged: what the index on states gives in order only
-/// for one state at a time.
-fn select_states(
-    conn: &Connection,
-    f: &Filter,
-    states: &[RunState],
-    limit: usize,
-) -> rusqlite::Result<Vec<Found>> {
-    let mut all = Vec::new();
-    for state in states {
-        let mut one = f.clone();
-        one.and("state = ?", [Value::Text(state.as_str().to_owned())]);
-        all.extend(one.run(conn, limit)?);
-    }
-    all.sort_by(|(a, _), (b, _)| b.cmp(a));
-    all.truncate(limit);
-    Ok(all)
+    let with_state = |s: &RunState| {
+        let mut f = f.clone();
+        f.and("state = ?", [text(s.as_str())]);
+        f
+    };
+    states.iter().map(with_state).collect()
 }
 
 pub(super) fn last_runs(

@@ -61,21 +61,37 @@ fn gather(jobs: &mut mpsc::Receiver<Job>, batches: &mut Vec<Batch>) -> Option<Jo
     None
 }
 
-/// Commits all batches in one transaction. If that fails each gets one of its own,
-/// so that one bad batch does not fail the others.
-fn commit(conn: &mut Connection, batches: Vec<Batch>, ctx: &Context) {
+/// Commits all batches in one transaction. If that fails for what one of them holds,
+/// each gets a transaction of its own, so that a bad batch does not fail the others.
+fn commit(conn: &mut Connection, mut batches: Vec<Batch>, ctx: &Context) {
     let mut write = |batches: &[Batch]| {
         store(conn, batches.iter().flat_map(|(b, _)| b)).map_err(|e| ctx.error("append", e))
     };
-    let alone = batches.len() == 1;
-    if !alone && write(&batches).is_ok() {
-        for (_, reply) in batches {
-            let _ = reply.send(Ok(()));
+    let done = write(&batches);
+    if batches.len() == 1
+        && let Some((_, reply)) = batches.pop()
+    {
+        let _ = reply.send(done);
+        return;
+    }
+    match done {
+        Ok(()) => {
+            for (_, reply) in batches {
+                let _ = reply.send(Ok(()));
+            }
         }
-    } else {
-        for one in batches {
-            let done = write(std::slice::from_ref(&one));
-            let _ = one.1.send(done);
+        // Busy or full: it would be so for each of them, after as long a wait.
+        Err(e) if e.retryable() => {
+            let why = e.chain();
+            for (_, reply) in batches {
+                let _ = reply.send(Err(ctx.unavailable("append", why.clone())));
+            }
+        }
+        Err(_) => {
+            for one in batches {
+                let done = write(std::slice::from_ref(&one));
+                let _ = one.1.send(done);
+            }
         }
     }
 }
