@@ -102,7 +102,7 @@ fn our_slots(expr: &str, after: Timestamp, tz: &TimeZone, n: usize) -> Option<Ve
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn agrees_with_croner_where_no_clock_changes(
@@ -110,7 +110,9 @@ proptest! {
         dates in dates(), after in instant(), offset in -12i8..=14,
     ) {
         let days: Vec<&str> = dates.split(' ').collect();
-        prop_assume!(days[0] == "*" || days[2] == "*" || !dates.contains("*/"));
+        if days[0] != "*" && days[2] != "*" && (days[0].starts_with('*') || days[2].starts_with('*')) {
+            return Ok(());
+        }
         let tz = jiff::tz::offset(offset).to_time_zone();
         let expr = format!("{second} {minute} {hour} {dates}");
         if let Some(ours) = our_slots(&expr, after, &tz, 5) {
@@ -127,6 +129,11 @@ proptest! {
         ],
         (tz, after) in near_change(),
     ) {
+        // croner gives up on gaps of more than two hours, such as a skipped day.
+        let offset = |days: i64| tz.to_offset(after + SignedDuration::from_hours(24 * days));
+        if (offset(-3).seconds() - offset(3).seconds()).abs() > 7200 {
+            return Ok(());
+        }
         let expr = format!("{times} * * *");
         if let Some(ours) = our_slots(&expr, after, &tz, 5) {
             prop_assert_eq!(&ours, &croner_slots(&expr, after, &tz, 5), "{} {:?} {}", expr, tz, after);
