@@ -7,10 +7,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .file_descriptor_set_path(out.join("meepo.bin"))
         .bytes(".meepo.internal.v1")
-        .compile_protos(
-            &["meepo/v1/meepo.proto", "meepo/internal/v1/worker.proto"],
-            &["."],
-        )?;
+        .compile_protos(&["meepo/v1/meepo.proto", "meepo/internal/v1/worker.proto"], &["."])?;
     println!("cargo:rerun-if-changed=meepo");
     Ok(())
 }

@@ -12,7 +12,8 @@ use std::{
 const ALLOWED: &[(&str, &[&str])] = &[
     ("meepo-core", &[]),
     ("meepo-proto", &[]),
-    ("meepo-coord", &["meepo-core"]),
+    // Back-off is one thing for all: coord takes it from runtime.
+    ("meepo-coord", &["meepo-core", "meepo-runtime"]),
     ("meepo-logstore", &["meepo-core"]),
     ("meepo-runtime", &["meepo-core"]),
     ("meepo-master", BELOW_SERVICES),

@@ -74,8 +74,7 @@ mod tests {
 
     #[test]
     fn pops_what_is_due_in_order_and_leaves_the_rest() {
-        let (a, b, c) =
-            (Name::new("a").unwrap(), Name::new("b").unwrap(), Name::new("c").unwrap());
+        let (a, b, c) = (Name::new("a").unwrap(), Name::new("b").unwrap(), Name::new("c").unwrap());
         let mut agenda = Agenda::default();
         agenda.set(&b, at(20));
         agenda.set(&a, at(10));

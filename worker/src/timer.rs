@@ -1,8 +1,10 @@
-//! The wall clock's alarm: one `timerfd` on `CLOCK_REALTIME`, set to an absolute time.
+//! The wall clock's alarm: one `timerfd` on `CLOCK_REALTIME`, set to an absolute time
+//! and waited for by a thread of its own.
 //!
 //! The kernel wakes it at the instant (timerfd_create(2)), and also when the clock is
 //! set (`TFD_TIMER_CANCEL_ON_SET`) or the machine resumes from sleep, so that a jump
-//! of the clock is noticed when it happens and not a timer later.
+//! of the clock is noticed when it happens and not a timer later. The runtime's own
+//! timers tick in milliseconds and know nothing of the wall clock.
 
 use jiff::Timestamp;
 use nix::{
@@ -14,17 +16,14 @@ use nix::{
 };
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd, RawFd},
+    os::fd::AsFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
-use tokio::io::{Interest, unix::AsyncFd};
-
-struct Fd(TimerFd);
-
-impl AsRawFd for Fd {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
-    }
-}
+use tokio::sync::Notify;
+use tracing::error;
 
 /// Why the timer woke.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,18 +36,33 @@ pub enum Woken {
 
 /// An alarm of the wall clock.
 pub struct WallTimer {
-    fd: AsyncFd<Fd>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    fd: TimerFd,
+    due: Notify,
+    clock_set: Notify,
+    stop: AtomicBool,
 }
 
 impl WallTimer {
-    /// A timer that is not set.
+    /// A timer that is not set, and its thread.
     ///
     /// # Errors
-    /// When the kernel gives no timer.
+    /// When the kernel gives no timer or no thread.
     pub fn new() -> io::Result<Self> {
-        let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
-        let fd = TimerFd::new(ClockId::CLOCK_REALTIME, flags)?;
-        Ok(Self { fd: AsyncFd::with_interest(Fd(fd), Interest::READABLE)? })
+        let fd = TimerFd::new(ClockId::CLOCK_REALTIME, TimerFlags::TFD_CLOEXEC)?;
+        let shared = Arc::new(Shared {
+            fd,
+            due: Notify::new(),
+            clock_set: Notify::new(),
+            stop: AtomicBool::new(false),
+        });
+        let timer = Self { shared: shared.clone() };
+        timer.set(None)?;
+        std::thread::Builder::new().name("timer".into()).spawn(move || shared.run())?;
+        Ok(timer)
     }
 
     /// Sets the alarm to `at`; `None`: only to be woken when the clock is set. An
@@ -65,28 +79,48 @@ impl WallTimer {
             Some(_) => TimeSpec::new(0, 1),
             None => TimeSpec::new(Timestamp::MAX.as_second(), 0),
         };
-        let flags = TimerSetTimeFlags::TFD_TIMER_ABSTIME | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET;
-        match self.fd.get_ref().0.set(Expiration::OneShot(spec), flags) {
+        let flags =
+            TimerSetTimeFlags::TFD_TIMER_ABSTIME | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET;
+        match self.shared.fd.set(Expiration::OneShot(spec), flags) {
             // The clock was set between two settings of the timer; the new one holds.
             Ok(()) | Err(Errno::ECANCELED) => Ok(()),
             Err(e) => Err(e.into()),
         }
     }
 
-    /// Waits for the alarm. Cancel safe.
-    ///
-    /// # Errors
-    /// When the timer cannot be read.
-    pub async fn wait(&self) -> io::Result<Woken> {
+    /// Waits for the alarm. Cancel safe. May wake for an alarm that was set anew since.
+    pub async fn wait(&self) -> Woken {
+        tokio::select! {
+            () = self.shared.clock_set.notified() => Woken::ClockSet,
+            () = self.shared.due.notified() => Woken::Due,
+        }
+    }
+}
+
+impl Drop for WallTimer {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        // Wakes the thread. If the kernel refuses, the thread stays until the process ends.
+        let _ = self.set(Some(Timestamp::UNIX_EPOCH));
+    }
+}
+
+impl Shared {
+    fn run(&self) {
+        let mut count = [0u8; 8];
         loop {
-            let mut ready = self.fd.readable().await?;
-            let mut count = [0u8; 8];
-            match nix::unistd::read(self.fd.get_ref().0.as_fd(), &mut count) {
-                Ok(_) => return Ok(Woken::Due),
-                Err(Errno::ECANCELED) => return Ok(Woken::ClockSet),
-                Err(Errno::EAGAIN) => ready.clear_ready(),
-                Err(Errno::EINTR) => {}
-                Err(e) => return Err(e.into()),
+            let read = nix::unistd::read(self.fd.as_fd(), &mut count);
+            if self.stop.load(Ordering::Acquire) {
+                return;
+            }
+            match read {
+                Ok(_) => self.due.notify_one(),
+                Err(Errno::ECANCELED) => self.clock_set.notify_one(),
+                Err(Errno::EINTR | Errno::EAGAIN) => {}
+                Err(e) => {
+                    error!(error = %e, "cannot read the timer");
+                    return;
+                }
             }
         }
     }
@@ -104,7 +138,7 @@ mod tests {
         let at = Timestamp::now() + SignedDuration::from_millis(30);
         timer.set(Some(at)).unwrap();
         let woken = tokio::time::timeout(Duration::from_secs(10), timer.wait()).await.unwrap();
-        assert_eq!(woken.unwrap(), Woken::Due);
+        assert_eq!(woken, Woken::Due);
         assert!(Timestamp::now() >= at);
     }
 
@@ -113,6 +147,6 @@ mod tests {
         let timer = WallTimer::new().unwrap();
         timer.set(None).unwrap();
         timer.set(Some(Timestamp::UNIX_EPOCH)).unwrap();
-        tokio::time::timeout(Duration::from_secs(10), timer.wait()).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(10), timer.wait()).await.unwrap();
     }
 }

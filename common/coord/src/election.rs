@@ -96,7 +96,7 @@ pub async fn campaign(
                         continue;
                     }
                     Err(e) => {
-                        let wait = backoff.next();
+                        let wait = backoff.next_wait();
                         warn!(error = %e, ?wait, "cannot stand for election, will try again");
                         retry_at = Some(Instant::now() + wait);
                     }

@@ -66,7 +66,7 @@ pub async fn keep(
                 revoke(&etcd, id).await;
             }
             Err(e) => {
-                let wait = backoff.next();
+                let wait = backoff.next_wait();
                 warn!(error = %e, ?wait, "cannot get a lease from etcd, will try again");
                 tokio::select! {
                     () = stop.cancelled() => return,

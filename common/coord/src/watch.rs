@@ -111,7 +111,7 @@ impl Watch {
                         }
                     }
                     Err(e) => {
-                        let wait = backoff.next();
+                        let wait = backoff.next_wait();
                         warn!(error = %e, ?wait, "cannot list keys, will try again");
                         tokio::time::sleep(wait).await;
                         continue;
@@ -130,7 +130,7 @@ impl Watch {
                     next.clear();
                 }
                 End::Broken(reason) => {
-                    let wait = backoff.next();
+                    let wait = backoff.next_wait();
                     info!(reason, ?wait, prefixes = ?self.prefixes, "watch broke, will resume");
                     tokio::time::sleep(wait).await;
                 }

@@ -27,7 +27,7 @@ impl Backoff {
     }
 
     /// The next wait.
-    pub fn next(&mut self) -> Duration {
+    pub fn next_wait(&mut self) -> Duration {
         self.inner.next().unwrap_or(self.cap)
     }
 
@@ -45,11 +45,11 @@ mod tests {
     fn waits_grow_to_the_cap_and_start_anew() {
         let cap = Duration::from_secs(5);
         let mut b = Backoff::new(cap);
-        let waits: Vec<_> = (0..50).map(|_| b.next()).collect();
+        let waits: Vec<_> = (0..50).map(|_| b.next_wait()).collect();
         assert!(waits[0] < Duration::from_millis(500));
         assert!(waits.iter().all(|w| *w <= cap * 2));
         assert!(waits[49] >= cap);
         b.reset();
-        assert!(b.next() < Duration::from_millis(500));
+        assert!(b.next_wait() < Duration::from_millis(500));
     }
 }

@@ -1,1 +1,282 @@
-//! The worker's durable state.
+//! The worker's durable state: one SQLite file, owned by one thread.
+//!
+//! | table | what it holds |
+//! |---|---|
+//! | `cursor` | the last slot of each job that was started or given up |
+//! | `journal` | runs begun and not known to have ended |
+//! | `seen` | ids of runs begun or ended lately (7 days, 100,000 at most), so that a trigger that comes again after a restart starts nothing |
+//! | `spool` | records and output on their way to the log store |
+//! | `snapshot` | the last known assignments, for a start without etcd |
+//!
+//! The handle [`State`] sends operations to the thread over a bounded queue. The thread
+//! applies everything that waits in one transaction and answers when it is flushed to
+//! disk, so many callers share one flush. An operation that failed has left nothing
+//! behind; operations take effect in the order in which they were sent.
+
+mod engine;
+mod error;
+mod journal;
+mod later;
+mod open;
+mod snapshot;
+mod spool;
+
+pub use error::{StateError, StateProblem};
+pub use journal::{Begin, OpenRun};
+pub use later::Queued;
+pub use snapshot::SnapshotEntry;
+pub use spool::{Batch, SpoolItem, SpoolStats};
+
+use engine::{Call, Context, Counters, Message};
+use jiff::Timestamp;
+use journal::Entry;
+use meepo_core::{
+    id::{Name, RunId},
+    run::{OutputChunk, RunRecord},
+};
+use spool::Row;
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
+};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Settings of a [`State`].
+#[derive(Debug, Clone)]
+pub struct StateOptions {
+    /// The directory the file lives in; created if missing, for this user only.
+    pub dir: PathBuf,
+    /// Bytes the spool may hold. When it is full, output is dropped and counted; records
+    /// of runs are kept all the same.
+    pub spool_limit: u64,
+    /// Run ids remembered after their end, at most.
+    pub seen_limit: u32,
+}
+
+impl StateOptions {
+    /// The defaults (a spool of 1 GiB, 100,000 run ids) in `dir`.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into(), spool_limit: 1 << 30, seen_limit: 100_000 }
+    }
+}
+
+/// Figures since the state was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StateStats {
+    /// Transactions tried.
+    pub transactions: u64,
+    /// Operations taken on.
+    pub operations: u64,
+    /// Operations that failed.
+    pub failed: u64,
+}
+
+/// The worker's state. Cloning is cheap. The file is closed by [`close`](Self::close) or
+/// after the last clone is gone.
+///
+/// Once a future of an operation was polled, the operation may take effect even if the
+/// future is dropped.
+#[derive(Debug, Clone)]
+pub struct State {
+    queue: mpsc::Sender<Message>,
+    counters: Arc<Counters>,
+    stats: watch::Receiver<SpoolStats>,
+}
+
+impl State {
+    /// Opens or creates the state. Blocks for some disk access. Errors: another worker
+    /// uses the directory, the file is damaged or of a newer version, or the disk refuses.
+    pub fn open(options: &StateOptions) -> Result<Self, StateError> {
+        let opened = open::open(&options.dir)?;
+        let meter =
+            spool::measure(&opened.conn).map_err(|e| StateError::sqlite(&opened.path, &e))?;
+        let (queue, receiver) = mpsc::channel(1024);
+        let counters = Arc::new(Counters::default());
+        let mut stats = SpoolStats::default();
+        stats.update(&meter);
+        let (sender, stats) = watch::channel(stats);
+        let limits = (options.spool_limit, i64::from(options.seen_limit));
+        let shared = counters.clone();
+        std::thread::Builder::new()
+            .name("state".into())
+            .spawn(move || engine::run(opened, limits, meter, receiver, &shared, sender))
+            .map_err(|e| {
+                StateError::new(StateProblem::Io, format!("cannot start the state's thread: {e}"))
+            })?;
+        Ok(Self { queue, counters, stats })
+    }
+
+    /// Finishes what was sent before, closes the file and frees its directory. Later
+    /// operations of other clones fail.
+    pub async fn close(&self) {
+        let (reply, done) = oneshot::channel();
+        if self.queue.send(Message::Close(reply)).await.is_ok() {
+            let _ = done.await;
+        }
+    }
+
+    /// Enters a run into the journal before its process starts and, if `cursor` names a
+    /// job and a slot, moves that job's cursor there, both or neither. Only on
+    /// [`Begin::New`] may the process start; in particular not on an error.
+    pub async fn begin_run(
+        &self,
+        record: &RunRecord,
+        cursor: Option<(Name, Timestamp)>,
+    ) -> Result<Begin, StateError> {
+        let entry = Entry::new(record);
+        self.call(move |cx| journal::begin(cx, &entry, cursor.as_ref())).await
+    }
+
+    /// Notes the process of a run (see [`start_time`](crate::process::start_time)).
+    /// Nothing need wait for this; without it a restarted worker cannot find the process.
+    pub async fn started(&self, run_id: RunId, pid: u32, start: u64) -> Result<(), StateError> {
+        self.call(move |cx| journal::started(cx, run_id, pid, start)).await
+    }
+
+    /// Takes a run out of the journal and puts its final record into the spool, both or
+    /// neither. The id stays known for a while.
+    pub async fn end_run(&self, record: &RunRecord) -> Result<(), StateError> {
+        let (run_id, row) = (record.run_id, Row::record(record));
+        self.call(move |cx| journal::end(cx, run_id, &row)).await
+    }
+
+    /// Puts records of slots for which nothing was started (missed, skipped) into the
+    /// spool and moves the cursor as [`begin_run`](Self::begin_run) does, all or nothing.
+    /// Nothing is written on [`Begin::SlotTaken`].
+    pub async fn note_runs(
+        &self,
+        records: &[RunRecord],
+        cursor: Option<(Name, Timestamp)>,
+    ) -> Result<Begin, StateError> {
+        let rows: Vec<_> = records.iter().map(Row::record).collect();
+        self.call(move |cx| journal::note(cx, &rows, cursor.as_ref())).await
+    }
+
+    /// The runs that were begun and not ended, for the start of the worker.
+    pub async fn recover(&self) -> Result<Vec<OpenRun>, StateError> {
+        self.call(|cx| journal::open_runs(&cx.conn)).await
+    }
+
+    /// Every job's cursor: its last slot that was started or given up.
+    pub async fn cursors(&self) -> Result<BTreeMap<Name, Timestamp>, StateError> {
+        self.call(|cx| journal::cursors(&cx.conn)).await
+    }
+
+    /// The cursor of `job`.
+    pub async fn cursor(&self, job: Name) -> Result<Option<Timestamp>, StateError> {
+        self.call(move |cx| journal::cursor(&cx.conn, &job)).await
+    }
+
+    /// Removes the cursor of a job that is gone.
+    pub async fn forget_job(&self, job: Name) -> Result<(), StateError> {
+        self.call(move |cx| journal::forget(&cx.conn, &job)).await
+    }
+
+    /// Puts items into the spool and waits until they are durable.
+    pub async fn spool(&self, items: &[SpoolItem]) -> Result<(), StateError> {
+        let rows: Vec<_> = items.iter().map(Row::item).collect();
+        self.call(move |cx| push_all(cx, &rows)).await
+    }
+
+    /// Puts items into the spool without waiting until they are durable, only for room in
+    /// the queue. What cannot be written is logged. Errors: the state is closed.
+    pub async fn spool_later(&self, items: &[SpoolItem]) -> Result<(), StateError> {
+        self.send_rows(items.iter().map(Row::item).collect()).await
+    }
+
+    /// Like [`spool_later`](Self::spool_later), for output as
+    /// [`OutputHub`](crate::process::OutputHub) hands it out.
+    pub async fn spool_output(&self, chunks: &[Arc<OutputChunk>]) -> Result<(), StateError> {
+        self.send_rows(chunks.iter().map(|c| Row::chunk(c)).collect()).await
+    }
+
+    /// The oldest items, up to `max_items` and about `max_bytes`, but one at least if
+    /// there is any. They stay until [`ack`](Self::ack).
+    pub async fn peek(&self, max_items: usize, max_bytes: usize) -> Result<Batch, StateError> {
+        self.peek_after(0, max_items, max_bytes).await
+    }
+
+    /// Like [`peek`](Self::peek), but only items younger than the one with id `after`, for
+    /// more than one batch under way.
+    pub async fn peek_after(
+        &self,
+        after: i64,
+        max_items: usize,
+        max_bytes: usize,
+    ) -> Result<Batch, StateError> {
+        self.call(move |cx| spool::peek(cx, after, max_items, max_bytes)).await
+    }
+
+    /// Deletes the items up to `last_id` (of a [`Batch`]): they are delivered.
+    pub async fn ack(&self, last_id: i64) -> Result<(), StateError> {
+        self.call(move |cx| spool::ack(cx, last_id)).await
+    }
+
+    /// What the spool holds.
+    pub fn spool_stats(&self) -> SpoolStats {
+        self.stats.borrow().clone()
+    }
+
+    /// Follows what the spool holds, for who delivers it: wait until `items > 0`.
+    pub fn spool_changes(&self) -> watch::Receiver<SpoolStats> {
+        self.stats.clone()
+    }
+
+    /// Makes `entries` the whole snapshot.
+    pub async fn replace_snapshot(&self, entries: Vec<SnapshotEntry>) -> Result<(), StateError> {
+        self.call(move |cx| snapshot::replace(&cx.conn, &entries)).await
+    }
+
+    /// Puts one entry into the snapshot.
+    pub async fn put_snapshot(&self, entry: SnapshotEntry) -> Result<(), StateError> {
+        self.call(move |cx| snapshot::put(&cx.conn, &entry)).await
+    }
+
+    /// Removes a key from the snapshot.
+    pub async fn delete_snapshot(&self, key: String) -> Result<(), StateError> {
+        self.call(move |cx| snapshot::delete(&cx.conn, &key)).await
+    }
+
+    /// The whole snapshot, by key.
+    pub async fn load_snapshot(&self) -> Result<Vec<SnapshotEntry>, StateError> {
+        self.call(|cx| snapshot::load(&cx.conn)).await
+    }
+
+    /// Figures since the state was opened.
+    pub fn stats(&self) -> StateStats {
+        StateStats {
+            transactions: self.counters.transactions.load(Ordering::Relaxed),
+            operations: self.counters.operations.load(Ordering::Relaxed),
+            failed: self.counters.failed.load(Ordering::Relaxed),
+        }
+    }
+
+    async fn call<R, F>(&self, f: F) -> Result<R, StateError>
+    where
+        R: Send + 'static,
+        F: FnMut(&mut Context) -> rusqlite::Result<R> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        let call = Call { f, result: None, reply: Some(reply) };
+        self.send(Message::Do(Box::new(call))).await?;
+        answer.await.map_err(|_| StateError::closed())?
+    }
+
+    async fn send_rows(&self, rows: Vec<Row>) -> Result<(), StateError> {
+        let call =
+            Call { f: move |cx: &mut Context| push_all(cx, &rows), result: None, reply: None };
+        self.send(Message::Do(Box::new(call))).await
+    }
+
+    async fn send(&self, message: Message) -> Result<(), StateError> {
+        self.queue.send(message).await.map_err(|_| StateError::closed())
+    }
+}
+
+fn push_all(cx: &mut Context, rows: &[Row]) -> rusqlite::Result<()> {
+    rows.iter().try_for_each(|row| spool::push(cx, row))
+}
+
+#[cfg(test)]
+mod tests;

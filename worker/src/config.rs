@@ -1,0 +1,183 @@
+//! Settings: the file `/etc/meepo/worker.toml`, then the environment, then flags; the
+//! later wins. `docs/reference/config.md` lists them.
+
+use clap::Args;
+use meepo_core::{duration::HumanDuration, id::NodeId};
+use meepo_runtime::{config, telemetry::LogFormat};
+use serde::Deserialize;
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// Where the settings are looked for when no file is named.
+pub const DEFAULT_FILE: &str = "/etc/meepo/worker.toml";
+
+/// Everything a worker can be told. `None` means: not set.
+#[derive(Debug, Clone, Default, Args, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// URLs of etcd, separated by commas. [default: http://127.0.0.1:2379]
+    #[arg(long, env = "MEEPO_ETCD", value_delimiter = ',')]
+    pub etcd: Option<Vec<String>>,
+    /// This node's id. [default: the source address of the route to etcd]
+    #[arg(long, env = "MEEPO_NODE")]
+    pub node: Option<NodeId>,
+    /// Where journal, spool and snapshot live. [default: /var/lib/meepo-worker]
+    #[arg(long, env = "MEEPO_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// The log store, as mongodb://host/db. [default: through the leading master]
+    #[arg(long, env = "MEEPO_LOGS")]
+    pub logs: Option<String>,
+    /// Address of /metrics and /healthz. [default: 127.0.0.1:7602]
+    #[arg(long, env = "MEEPO_METRICS")]
+    pub metrics: Option<SocketAddr>,
+    /// Let /metrics listen beyond loopback although it has no authentication.
+    #[arg(long, env = "MEEPO_ALLOW_INSECURE_LISTEN", num_args = 0..=1, default_missing_value = "true")]
+    pub allow_insecure_listen: Option<bool>,
+    /// Time after which a silent worker counts as gone. [default: 10s]
+    #[arg(long, env = "MEEPO_LEASE_TTL")]
+    pub lease_ttl: Option<HumanDuration>,
+    /// Processes of jobs at the same time. [default: 512]
+    #[arg(long, env = "MEEPO_MAX_RUNNING")]
+    pub max_running: Option<usize>,
+    /// Bytes the spool may hold while the log store is away. [default: 1 GiB]
+    #[arg(long, env = "MEEPO_SPOOL_LIMIT")]
+    pub spool_limit: Option<u64>,
+    /// `text` or `json`. [default: text]
+    #[arg(long, env = "MEEPO_LOG_FORMAT")]
+    pub log_format: Option<LogFormat>,
+    /// File that holds the process id. [default: /run/meepo/worker.pid]
+    #[arg(long, env = "MEEPO_PID_FILE")]
+    pub pid_file: Option<PathBuf>,
+    /// A label of this node as KEY=VALUE, may be given several times.
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    #[serde(skip)]
+    pub label: Vec<(String, String)>,
+    /// Labels, from the file.
+    #[arg(skip)]
+    pub labels: BTreeMap<String, String>,
+}
+
+fn label(s: &str) -> Result<(String, String), String> {
+    match s.split_once('=') {
+        Some((k, v)) if !k.is_empty() => Ok((k.to_owned(), v.to_owned())),
+        _ => Err(format!("{s:?} is not a label; expected KEY=VALUE")),
+    }
+}
+
+/// Settings with every default filled in.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// URLs of etcd.
+    pub etcd: Vec<String>,
+    /// This node's id, if it is set.
+    pub node: Option<NodeId>,
+    /// Where journal, spool and snapshot live.
+    pub data_dir: PathBuf,
+    /// The log store; none: through the leading master.
+    pub logs: Option<String>,
+    /// Address of `/metrics`.
+    pub metrics: SocketAddr,
+    /// Time to live of the worker's lease.
+    pub lease_ttl: Duration,
+    /// Processes of jobs at the same time.
+    pub max_running: usize,
+    /// Bytes the spool may hold.
+    pub spool_limit: u64,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// File that holds the process id.
+    pub pid_file: PathBuf,
+    /// Labels of this node.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Settings {
+    /// Reads the file and lays `self` (environment and flags) over it.
+    ///
+    /// # Errors
+    /// When the file cannot be used or a value is out of range.
+    pub fn resolve(self, file: Option<&Path>) -> anyhow::Result<Config> {
+        let path = file.unwrap_or(Path::new(DEFAULT_FILE));
+        let base: Settings = config::load(path, file.is_some())?;
+        let mut labels = base.labels;
+        labels.extend(self.label);
+        let lease_ttl = self.lease_ttl.or(base.lease_ttl).map_or(Duration::from_secs(10), |d| d.0);
+        anyhow::ensure!(
+            (Duration::from_secs(2)..=Duration::from_secs(3600)).contains(&lease_ttl),
+            "lease_ttl: {lease_ttl:?} is out of range; expected 2s to 1h"
+        );
+        let max_running = self.max_running.or(base.max_running).unwrap_or(512);
+        anyhow::ensure!(max_running > 0, "max_running: 0 would run nothing; expected at least 1");
+        let metrics =
+            self.metrics.or(base.metrics).unwrap_or(SocketAddr::from(([127, 0, 0, 1], 7602)));
+        let allowed = self.allow_insecure_listen.or(base.allow_insecure_listen).unwrap_or(false);
+        anyhow::ensure!(
+            metrics.ip().is_loopback() || allowed,
+            "metrics: {metrics} can be reached from other hosts and has no authentication; \
+             expected a loopback address, or allow_insecure_listen = true"
+        );
+        let etcd = self.etcd.or(base.etcd).unwrap_or(vec!["http://127.0.0.1:2379".into()]);
+        anyhow::ensure!(!etcd.is_empty(), "etcd: empty list; expected at least one URL");
+        Ok(Config {
+            etcd,
+            node: self.node.or(base.node),
+            data_dir: self.data_dir.or(base.data_dir).unwrap_or("/var/lib/meepo-worker".into()),
+            logs: self.logs.or(base.logs),
+            metrics,
+            lease_ttl,
+            max_running,
+            spool_limit: self.spool_limit.or(base.spool_limit).unwrap_or(1 << 30),
+            log_format: self.log_format.or(base.log_format).unwrap_or_default(),
+            pid_file: self.pid_file.or(base.pid_file).unwrap_or("/run/meepo/worker.pid".into()),
+            labels,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("w.toml");
+        let text = "max_running = 7\nlease_ttl = \"5s\"\n[labels]\ngroup = \"web\"\nrole = \"a\"\n";
+        std::fs::write(&file, text).unwrap();
+        let flags = Settings {
+            max_running: Some(9),
+            label: vec![("role".into(), "b".into())],
+            ..Settings::default()
+        };
+        let c = flags.resolve(Some(&file)).unwrap();
+        assert_eq!((c.max_running, c.lease_ttl), (9, Duration::from_secs(5)));
+        assert_eq!(c.labels["group"], "web");
+        assert_eq!(c.labels["role"], "b");
+        assert_eq!(c.metrics.port(), 7602);
+    }
+
+    #[test]
+    fn bad_settings_say_which() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("w.toml");
+        for (text, word) in [
+            ("lease_tl = \"5s\"", "lease_tl"),
+            ("lease_ttl = \"5 parsecs\"", "lease_ttl"),
+            ("lease_ttl = \"1ms\"", "lease_ttl"),
+            ("max_running = 0", "max_running"),
+            ("node = \"a/b\"", "node"),
+            ("metrics = \"0.0.0.0:7602\"", "allow_insecure_listen"),
+            ("etcd = []", "etcd"),
+        ] {
+            std::fs::write(&file, text).unwrap();
+            let e = Settings::default().resolve(Some(&file)).unwrap_err();
+            assert!(format!("{e:#}").contains(word), "{text}: {e:#}");
+        }
+        let missing = Settings::default().resolve(Some(Path::new("/nonexistent/w.toml")));
+        assert!(missing.is_err(), "a file that was named must exist");
+    }
+}

@@ -1,0 +1,110 @@
+//! `meepo-worker`: one on each host.
+
+use clap::{Parser, Subcommand};
+use meepo_runtime::{tasks, telemetry};
+use meepo_worker::{
+    Settings, Worker, config,
+    daemon::{self, PidFile},
+    health::VERSION,
+    process::exec_helper_entry,
+};
+use std::{path::PathBuf, process::ExitCode};
+
+#[derive(Parser)]
+#[command(name = "meepo-worker", version, about = "Runs the jobs of one host")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run in the foreground (for systemd).
+    Run(Options),
+    /// Start in the background.
+    Start(Options),
+    /// End the worker that was started, and wait until it has ended.
+    Stop(Options),
+    /// Say whether a worker runs. Exit code 0 if so, 3 if not.
+    Status(Options),
+    /// Print the version.
+    Version,
+}
+
+#[derive(clap::Args)]
+struct Options {
+    /// Settings file. [default: /etc/meepo/worker.toml, which may be missing]
+    #[arg(long, env = "MEEPO_WORKER_CONFIG")]
+    config: Option<PathBuf>,
+    /// Where `start` sends the log. [default: worker.log in the data directory]
+    #[arg(long)]
+    log_file: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+fn main() -> ExitCode {
+    exec_helper_entry();
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    let resolve = |o: Options| -> anyhow::Result<(config::Config, Option<PathBuf>)> {
+        Ok((o.settings.resolve(o.config.as_deref())?, o.log_file))
+    };
+    match command {
+        Command::Run(options) => serve(resolve(options)?.0)?,
+        Command::Start(options) => {
+            let (config, log) = resolve(options)?;
+            let log = log.unwrap_or_else(|| config.data_dir.join("worker.log"));
+            // Everything after `start`, word for word.
+            let args: Vec<String> = std::env::args().skip(2).collect();
+            let pid = daemon::start(&config.pid_file, &log, &args)?;
+            println!("meepo-worker started with pid {pid}; log: {}", log.display());
+        }
+        Command::Stop(options) => match daemon::stop(&resolve(options)?.0.pid_file)? {
+            Some(pid) => println!("meepo-worker with pid {pid} has ended"),
+            None => println!("meepo-worker does not run"),
+        },
+        Command::Status(options) => {
+            return Ok(match daemon::running(&resolve(options)?.0.pid_file)? {
+                Some(pid) => {
+                    println!("meepo-worker runs with pid {pid}");
+                    ExitCode::SUCCESS
+                }
+                None => {
+                    println!("meepo-worker does not run");
+                    // LSB: "program is not running".
+                    ExitCode::from(3)
+                }
+            });
+        }
+        Command::Version => println!("meepo-worker {VERSION}"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn serve(config: config::Config) -> anyhow::Result<()> {
+    telemetry::init(config.log_format);
+    let _pid_file = PidFile::take(&config.pid_file)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let termination = tasks::termination();
+        let worker = Worker::start(config).await?;
+        let failure = tokio::select! {
+            signal = termination => { tracing::info!(signal = signal?, "asked to end"); None }
+            failure = worker.failed() => Some(failure),
+        };
+        worker.shutdown().await;
+        match failure {
+            Some(reason) => anyhow::bail!("ended because of a failure: {reason}"),
+            None => Ok(()),
+        }
+    })
+}

@@ -1,0 +1,71 @@
+//! Counters and gauges, in the Prometheus text format at `/metrics`.
+
+use meepo_core::run::RunState;
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+use std::sync::{Mutex, PoisonError};
+
+/// Label of an outcome.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Outcome {
+    /// State of the run.
+    pub state: String,
+}
+
+macro_rules! metrics {
+    ($($field:ident: $type:ty = $name:literal, $help:literal;)*) => {
+        /// What the worker counts.
+        pub struct Metrics {
+            $(#[doc = $help] pub $field: $type,)*
+            registry: Mutex<Registry>,
+        }
+
+        impl Default for Metrics {
+            fn default() -> Self {
+                let mut registry = Registry::with_prefix("meepo_worker");
+                $(
+                    let $field = <$type>::default();
+                    registry.register($name, $help, $field.clone());
+                )*
+                Self { $($field,)* registry: Mutex::new(registry) }
+            }
+        }
+    };
+}
+
+metrics! {
+    started: Counter = "processes_started", "Processes started";
+    runs: Family<Outcome, Counter> = "runs", "Runs by state at their end";
+    refused: Counter = "runs_refused", "Runs not started because the journal could not be written";
+    spool_errors: Counter = "spool_errors", "Records or output that could not be spooled";
+    delivered: Counter = "delivered_items", "Items delivered to the log store";
+    delivery_errors: Counter = "delivery_errors", "Failed tries to deliver to the log store";
+    claims_won: Counter = "claims_won", "Slots claimed by this node";
+    claims_lost: Counter = "claims_lost", "Slots that another node had claimed";
+    spool_items: Gauge = "spool_items", "Items waiting in the spool";
+    spool_bytes: Gauge = "spool_bytes", "Bytes waiting in the spool";
+    spool_dropped: Gauge = "spool_dropped_chunks", "Output chunks dropped by a full spool";
+    jobs: Gauge = "jobs", "Assignments held and usable";
+    problems: Gauge = "job_problems", "Assignments held and not usable";
+    lag_ms: Gauge = "schedule_lag_milliseconds", "How late the last slot was looked at";
+    session: Gauge = "session_up", "1 while the session stream to the leading master is up";
+}
+
+impl Metrics {
+    /// Counts the end of a run.
+    pub fn ended(&self, state: RunState) {
+        self.runs.get_or_create(&Outcome { state: state.as_str().to_owned() }).inc();
+    }
+
+    /// Everything in the text format.
+    pub fn text(&self) -> String {
+        let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut out = String::new();
+        // Writing to a String cannot fail.
+        let _ = encode(&mut out, &registry);
+        out
+    }
+}

@@ -1,0 +1,298 @@
+//! The session with the leading master: one stream for heartbeats, synchronous
+//! commands and live output. Losing it loses nothing durable.
+
+use crate::{
+    engine::{Engine, Plan},
+    health::{Identity, VERSION},
+    link::{Leader, MAX_MESSAGE, MasterLink},
+    process::KillReason,
+    registry::{Event, Stages},
+};
+use anyhow::Context;
+use jiff::Timestamp;
+use meepo_coord::records::encode;
+use meepo_core::{
+    code::Code,
+    id::RunId,
+    job::Assignment,
+    run::{Cause, OutputChunk, RunRecord, RunState, Stream},
+};
+use meepo_proto::internal::{
+    self as pb, master_frame::Frame as Order, worker_frame::Frame as Answer,
+};
+use meepo_runtime::backoff::Backoff;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::{info, warn};
+
+/// Synchronous commands at the same time; more are refused as busy.
+const MAX_EXEC: usize = 256;
+/// Time between heartbeats.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// Keeps a session with whichever master leads until `stop` is cancelled.
+pub async fn keep(
+    engine: Arc<Engine>,
+    me: Identity,
+    link: MasterLink,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut leader = link.watch();
+    let mut backoff = Backoff::new(Duration::from_secs(5));
+    let places = Arc::new(Semaphore::new(MAX_EXEC));
+    let mut newest_term = 0;
+    loop {
+        let current = leader.borrow_and_update().clone();
+        let Some(current) = current.filter(|l| l.term >= newest_term) else {
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                changed = leader.changed() => if changed.is_err() { return Ok(()) },
+            }
+            continue;
+        };
+        newest_term = current.term;
+        let session = Session {
+            engine: engine.clone(),
+            me: me.clone(),
+            places: places.clone(),
+            follows: Arc::default(),
+        };
+        let ended = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            changed = leader.changed() => {
+                engine.metrics.session.set(0);
+                if changed.is_err() { return Ok(()) }
+                continue;
+            }
+            ended = session.run(&current, &mut backoff) => ended,
+        };
+        engine.metrics.session.set(0);
+        let reason = match ended {
+            Ok(()) => "closed by the master".to_owned(),
+            Err(e) => format!("{e:#}"),
+        };
+        let wait = backoff.next_wait();
+        info!(reason, ?wait, "session with the master ended, will try again");
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+struct Session {
+    engine: Arc<Engine>,
+    me: Identity,
+    places: Arc<Semaphore>,
+    /// What the master follows; dropping a guard ends it.
+    follows: Follows,
+}
+
+type Out = mpsc::Sender<pb::WorkerFrame>;
+type Follows = Arc<Mutex<HashMap<RunId, DropGuard>>>;
+
+impl Session {
+    async fn run(&self, leader: &Leader, backoff: &mut Backoff) -> anyhow::Result<()> {
+        let (out, rx) = mpsc::channel(256);
+        let hello = pb::Hello {
+            node: self.me.node.to_string(),
+            instance: self.me.instance.clone(),
+            version: VERSION.into(),
+        };
+        send(&out, Answer::Hello(hello)).await;
+        let mut client = leader
+            .client
+            .clone()
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE);
+        let mut orders = client
+            .session(ReceiverStream::new(rx))
+            .await
+            .context("cannot open a session")?
+            .into_inner();
+        info!(term = leader.term, "session with the leading master");
+        self.engine.metrics.session.set(1);
+        backoff.reset();
+        let mut beat = tokio::time::interval(HEARTBEAT);
+        loop {
+            tokio::select! {
+                _ = beat.tick() => self.heartbeat(&out),
+                order = orders.message() => {
+                    let Some(order) = order? else { return Ok(()) };
+                    if order.term < leader.term {
+                        warn!(term = order.term, mine = leader.term, "order of an old term refused");
+                        continue;
+                    }
+                    if let Some(order) = order.frame {
+                        self.obey(order, &out);
+                    }
+                }
+            }
+        }
+    }
+
+    fn heartbeat(&self, out: &Out) {
+        let running = self.engine.registry.active().iter().map(RunId::to_string).collect();
+        let out = out.clone();
+        tokio::task::spawn_blocking(move || {
+            let facts = crate::facts::gather();
+            let beat = pb::Heartbeat {
+                load1: facts.load1,
+                mem_free: facts.mem_free,
+                disk_free: facts.disk_free,
+                running,
+            };
+            // A full stream carries what matters more.
+            let _ = out.try_send(pb::WorkerFrame { frame: Some(Answer::Heartbeat(beat)) });
+        });
+    }
+
+    fn obey(&self, order: Order, out: &Out) {
+        match order {
+            Order::Exec(exec) => self.exec(exec, out),
+            Order::Follow(follow) => {
+                let Ok(run_id) = follow.run_id.parse() else { return };
+                let from = follow.after.map_or(0, |after| after + 1);
+                self.follow(run_id, from, out.clone());
+            }
+            Order::Unfollow(unfollow) => {
+                if let Ok(run_id) = unfollow.run_id.parse::<RunId>() {
+                    self.lock().remove(&run_id);
+                }
+            }
+            Order::Kill(kill) => {
+                if let Ok(run_id) = kill.run_id.parse()
+                    && !self.engine.registry.kill(run_id, KillReason::Requested)
+                {
+                    unknown(run_id, out.clone());
+                }
+            }
+        }
+    }
+
+    /// Starts a synchronous command and follows it.
+    fn exec(&self, exec: pb::Exec, out: &Out) {
+        let Ok(run_id) = exec.run_id.parse::<RunId>() else { return };
+        let assignment = match Assignment::from_etcd(&exec.assignment) {
+            Ok(assignment) => assignment,
+            Err(e) => {
+                warn!(%run_id, error = %e, "the master sent a command that is not valid");
+                return unknown(run_id, out.clone());
+            }
+        };
+        let plan = Plan {
+            run_id,
+            job: None,
+            assignment: Arc::new(assignment),
+            slot: Timestamp::now(),
+            cause: Cause::Exec,
+            fence: None,
+        };
+        let engine = self.engine.clone();
+        let Ok(place) = self.places.clone().try_acquire_owned() else {
+            let message = format!("more than {MAX_EXEC} synchronous commands on this node");
+            let (state, code) = (RunState::Failed, Code::BUSY);
+            let record = plan.not_run(&engine.node, state, code, Some(message));
+            let out = out.clone();
+            tokio::spawn(async move { send(&out, ended(&record)).await });
+            return;
+        };
+        let (follower, follows, out) = (self.follower(run_id), self.follows.clone(), out.clone());
+        tokio::spawn(async move {
+            let begun = engine.begin(&plan).await;
+            let stage = engine.registry.watch(run_id);
+            let run = engine.execute(plan, begun, None);
+            let tell = async {
+                if let Some(stage) = stage {
+                    follow(run_id, Stages::new(stage, 0), &out, follower, follows).await;
+                }
+            };
+            tokio::join!(run, tell);
+            drop(place);
+        });
+    }
+
+    fn follow(&self, run_id: RunId, from: u64, out: Out) {
+        match self.engine.registry.watch(run_id) {
+            Some(stage) => {
+                let (token, follows) = (self.follower(run_id), self.follows.clone());
+                tokio::spawn(async move {
+                    follow(run_id, Stages::new(stage, from), &out, token, follows).await;
+                });
+            }
+            None => unknown(run_id, out),
+        }
+    }
+
+    /// Enters a run as followed; an earlier follower of it ends.
+    fn follower(&self, run_id: RunId) -> CancellationToken {
+        let token = CancellationToken::new();
+        self.lock().insert(run_id, token.clone().drop_guard());
+        token
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<RunId, DropGuard>> {
+        self.follows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn follow(
+    run_id: RunId,
+    mut stages: Stages,
+    out: &Out,
+    stop: CancellationToken,
+    follows: Follows,
+) {
+    let telling = async {
+        while let Some(event) = stages.next().await {
+            let frame = match event {
+                Event::Output(chunks) => output(run_id, &chunks),
+                Event::Ended(record) => ended(&record),
+            };
+            if !send(out, frame).await {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        // Another follower has taken the place of this one, or nobody follows any more.
+        () = stop.cancelled() => {}
+        () = telling => {
+            follows.lock().unwrap_or_else(PoisonError::into_inner).remove(&run_id);
+        }
+    }
+}
+
+fn unknown(run_id: RunId, out: Out) {
+    let frame = Answer::UnknownRun(pb::UnknownRun { run_id: run_id.to_string() });
+    tokio::spawn(async move { send(&out, frame).await });
+}
+
+fn output(run_id: RunId, chunks: &[Arc<OutputChunk>]) -> Answer {
+    let chunks = chunks
+        .iter()
+        .map(|c| pb::Chunk {
+            seq: c.seq,
+            stderr: c.stream == Stream::Stderr,
+            at_ms: c.at.as_millisecond(),
+            data: c.data.clone().into(),
+        })
+        .collect();
+    Answer::Output(pb::Output { run_id: run_id.to_string(), chunks })
+}
+
+fn ended(record: &RunRecord) -> Answer {
+    let run_id = record.run_id.to_string();
+    Answer::Ended(pb::Ended { run_id, record: encode(record).into() })
+}
+
+/// Answers whether the stream is still there.
+async fn send(out: &Out, frame: Answer) -> bool {
+    out.send(pb::WorkerFrame { frame: Some(frame) }).await.is_ok()
+}

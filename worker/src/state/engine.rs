@@ -1,0 +1,222 @@
+//! The thread that owns the file. It applies all operations that wait in one
+//! transaction, so that many of them share the cost of one flush to disk.
+
+use super::{
+    error::StateError,
+    open::Opened,
+    spool::{Meter, SpoolStats},
+};
+use rusqlite::Connection;
+use std::{
+    fs::File,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Operations in one transaction, at most.
+const GROUP: usize = 512;
+
+/// Free pages (4 KiB each) the file may keep before it is made smaller.
+const SPARE_PAGES: i64 = 2048;
+
+/// What operations work on.
+pub(super) struct Context {
+    pub(super) conn: Connection,
+    pub(super) path: PathBuf,
+    /// Follows the spool's content; set back when a transaction fails.
+    pub(super) meter: Meter,
+    /// Bytes the spool may hold before output is refused.
+    pub(super) spool_limit: u64,
+    /// Run ids remembered, at most.
+    pub(super) seen_limit: i64,
+    /// Rows were deleted; the file may be worth making smaller.
+    pub(super) freed: bool,
+    /// Where the meter is published.
+    stats: watch::Sender<SpoolStats>,
+    /// Dropped after the connection.
+    _lock: File,
+}
+
+/// Figures of the thread since it started.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) transactions: AtomicU64,
+    pub(super) operations: AtomicU64,
+    pub(super) failed: AtomicU64,
+}
+
+/// An operation with the one who waits for it.
+pub(super) trait Operation: Send {
+    /// Applies it; may be called again after the transaction was rolled back.
+    fn apply(&mut self, cx: &mut Context) -> Result<(), StateError>;
+    /// Tells how it went, once it is durable or has failed.
+    fn finish(self: Box<Self>, outcome: Result<(), StateError>);
+}
+
+/// What the thread is sent.
+pub(super) enum Message {
+    Do(Box<dyn Operation>),
+    Close(oneshot::Sender<()>),
+}
+
+/// An operation from a closure.
+pub(super) struct Call<F, R> {
+    pub(super) f: F,
+    pub(super) result: Option<R>,
+    /// Absent: nobody waits, errors are logged.
+    pub(super) reply: Option<oneshot::Sender<Result<R, StateError>>>,
+}
+
+impl<F, R> Operation for Call<F, R>
+where
+    F: FnMut(&mut Context) -> rusqlite::Result<R> + Send,
+    R: Send,
+{
+    fn apply(&mut self, cx: &mut Context) -> Result<(), StateError> {
+        let result = (self.f)(cx).map_err(|e| StateError::sqlite(&cx.path, &e))?;
+        self.result = Some(result);
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>, outcome: Result<(), StateError>) {
+        let Self { result, reply, .. } = *self;
+        match reply {
+            Some(reply) => {
+                // After a success there is a result; whoever stopped waiting does not
+                // want to know.
+                let _ = reply.send(outcome.and_then(|()| result.ok_or_else(StateError::closed)));
+            }
+            None => {
+                if let Err(error) = outcome {
+                    tracing::error!(%error, "a write to the worker's state was lost");
+                }
+            }
+        }
+    }
+}
+
+/// Runs until it is closed or nobody can send any more.
+pub(super) fn run(
+    opened: Opened,
+    limits: (u64, i64),
+    meter: Meter,
+    mut queue: mpsc::Receiver<Message>,
+    counters: &Arc<Counters>,
+    stats: watch::Sender<SpoolStats>,
+) {
+    let mut cx = Context {
+        conn: opened.conn,
+        path: opened.path,
+        meter,
+        spool_limit: limits.0,
+        seen_limit: limits.1,
+        freed: true,
+        stats,
+        _lock: opened.lock,
+    };
+    cx.conn.set_prepared_statement_cache_capacity(64);
+    let mut group = Vec::new();
+    let mut closing = None;
+    while closing.is_none() {
+        if queue.blocking_recv_many(&mut group, GROUP) == 0 {
+            break;
+        }
+        let mut operations = Vec::with_capacity(group.len());
+        for message in group.drain(..) {
+            match message {
+                Message::Do(operation) => operations.push(operation),
+                Message::Close(reply) => closing = Some(reply),
+            }
+        }
+        cx.group(operations, counters);
+        while cx.freed && queue.is_empty() {
+            cx.shrink();
+        }
+    }
+    drop(queue);
+    drop(cx);
+    if let Some(reply) = closing {
+        let _ = reply.send(());
+    }
+}
+
+impl Context {
+    /// Applies `operations` in one transaction or, should that fail, each in its own,
+    /// so that one that cannot be done does not take others with it.
+    fn group(&mut self, mut operations: Vec<Box<dyn Operation>>, counters: &Counters) {
+        if operations.is_empty() {
+            return;
+        }
+        counters.operations.fetch_add(operations.len() as u64, Ordering::Relaxed);
+        match self.transaction(&mut operations, counters) {
+            Ok(()) => operations.into_iter().for_each(|o| o.finish(Ok(()))),
+            Err(error) if operations.len() == 1 => {
+                counters.failed.fetch_add(1, Ordering::Relaxed);
+                operations.into_iter().for_each(|o| o.finish(Err(error.clone())));
+            }
+            Err(_) => {
+                for operation in operations {
+                    let mut one = [operation];
+                    let outcome = self.transaction(&mut one, counters);
+                    if outcome.is_err() {
+                        counters.failed.fetch_add(1, Ordering::Relaxed);
+                    }
+                    let [operation] = one;
+                    operation.finish(outcome);
+                }
+            }
+        }
+    }
+
+    fn transaction(
+        &mut self,
+        operations: &mut [Box<dyn Operation>],
+        counters: &Counters,
+    ) -> Result<(), StateError> {
+        let before = self.meter;
+        counters.transactions.fetch_add(1, Ordering::Relaxed);
+        let outcome = self
+            .sql("BEGIN IMMEDIATE")
+            .and_then(|()| operations.iter_mut().try_for_each(|o| o.apply(self)))
+            .and_then(|()| self.sql("COMMIT"));
+        if outcome.is_ok() {
+            // Before anybody learns of the success, so that figures and answers agree.
+            self.stats.send_if_modified(|s| s.update(&self.meter));
+        } else {
+            self.meter = before;
+            // Some errors have rolled back already.
+            if !self.conn.is_autocommit()
+                && let Err(error) = self.sql("ROLLBACK")
+            {
+                tracing::error!(%error, "cannot roll back");
+            }
+        }
+        outcome
+    }
+
+    fn sql(&self, sql: &str) -> Result<(), StateError> {
+        self.conn
+            .prepare_cached(sql)
+            .and_then(|mut s| s.execute([]).map(drop))
+            .map_err(|e| StateError::sqlite(&self.path, &e))
+    }
+
+    /// Gives some free pages back to the file system if there are many.
+    fn shrink(&mut self) {
+        let free: i64 =
+            self.conn.pragma_query_value(None, "freelist_count", |r| r.get(0)).unwrap_or(0);
+        self.freed = free > SPARE_PAGES && self.vacuum().is_ok();
+    }
+
+    /// Each row that comes back is one page given back.
+    fn vacuum(&self) -> rusqlite::Result<()> {
+        let mut statement = self.conn.prepare_cached("PRAGMA incremental_vacuum(512)")?;
+        let mut rows = statement.query([])?;
+        while rows.next()?.is_some() {}
+        Ok(())
+    }
+}

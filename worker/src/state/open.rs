@@ -1,0 +1,130 @@
+//! Opens the state file: the lock, the settings, the migrations.
+
+use super::error::{StateError, StateProblem};
+use rusqlite::Connection;
+use std::{
+    fs::{DirBuilder, File, TryLockError},
+    io::{Read, Seek, Write},
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
+
+/// The migrations in order; the file's `user_version` counts those applied.
+const MIGRATIONS: &[&str] = &[include_str!("schema_1.sql")];
+
+/// Files up to this size are checked for damage when opened; larger ones would take
+/// seconds.
+const CHECK_UP_TO: u64 = 32 << 20;
+
+/// The file's name in its directory.
+pub(super) const FILE: &str = "state.db";
+
+/// An open file and the lock on its directory.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) conn: Connection,
+    pub(super) path: PathBuf,
+    /// Held as long as this lives.
+    pub(super) lock: File,
+}
+
+/// Opens the file in `dir`, creating both if they are missing.
+pub(super) fn open(dir: &Path) -> Result<Opened, StateError> {
+    let io = |what: &str, path: &Path, e: std::io::Error| {
+        StateError::new(StateProblem::Io, format!("cannot {what} {}: {e}", path.display()))
+    };
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|e| io("create the state directory", dir, e))?;
+    let lock = lock(dir)?;
+    let path = dir.join(FILE);
+    let size = path.metadata().map_or(0, |m| m.len());
+    let conn = Connection::open(&path).map_err(|e| StateError::sqlite(&path, &e))?;
+    let opened = Opened { conn, path, lock };
+    opened.prepare(size).map_err(|e| StateError::sqlite(&opened.path, &e))??;
+    Ok(opened)
+}
+
+/// One worker at a time. The lock goes away with the process, however it ends.
+fn lock(dir: &Path) -> Result<File, StateError> {
+    let path = dir.join("lock");
+    let io = |e: std::io::Error| {
+        StateError::new(StateProblem::Io, format!("cannot lock {}: {e}", path.display()))
+    };
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(io)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::Error(e)) => return Err(io(e)),
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            let _ = file.read_to_string(&mut holder);
+            let holder = match holder.trim() {
+                "" => "another process".to_owned(),
+                pid => format!("the process with pid {pid}"),
+            };
+            return Err(StateError::new(
+                StateProblem::Locked,
+                format!(
+                    "the state directory {} is in use by {holder}; stop it or give this worker a \
+                     directory of its own",
+                    dir.display()
+                ),
+            ));
+        }
+    }
+    // Only for the message above.
+    let _ = file.set_len(0).and_then(|()| file.rewind());
+    let _ = write!(file, "{}", std::process::id());
+    Ok(file)
+}
+
+impl Opened {
+    fn prepare(&self, size: u64) -> rusqlite::Result<Result<(), StateError>> {
+        let conn = &self.conn;
+        // Takes effect only on a file without tables, before anything else.
+        conn.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+        conn.busy_timeout(std::time::Duration::from_secs(5))?;
+        let version: usize =
+            conn.pragma_query_value(None, "user_version", |r| r.get::<_, u32>(0))? as usize;
+        if version > MIGRATIONS.len() {
+            return Ok(Err(StateError::new(
+                StateProblem::Newer,
+                format!(
+                    "state file {} has version {version}, this program knows versions up to {}; \
+                     run the newer meepo again or give this one a directory of its own",
+                    self.path.display(),
+                    MIGRATIONS.len()
+                ),
+            )));
+        }
+        conn.pragma_update(None, "journal_mode", "WAL")?;
+        conn.pragma_update(None, "synchronous", "FULL")?;
+        conn.pragma_update(None, "journal_size_limit", 64 << 20)?;
+        if size > 0 && size <= CHECK_UP_TO {
+            let found: String = conn.query_row("PRAGMA quick_check(1)", [], |r| r.get(0))?;
+            if found != "ok" {
+                return Ok(Err(StateError::new(
+                    StateProblem::Corrupt,
+                    format!(
+                        "state file {} is damaged ({found}); restore it or move it away to start \
+                         afresh (records of runs that wait in it are lost then)",
+                        self.path.display()
+                    ),
+                )));
+            }
+        }
+        for (n, sql) in MIGRATIONS.iter().enumerate().skip(version) {
+            let done = n + 1;
+            conn.execute_batch(&format!("BEGIN;{sql};PRAGMA user_version={done};COMMIT;"))?;
+        }
+        Ok(Ok(()))
+    }
+}

@@ -1,0 +1,207 @@
+//! Puts the parts together and takes them down again.
+
+use crate::{
+    address,
+    agent::{Agent, Status},
+    config::Config,
+    cronid, deliver,
+    deliver::Sink,
+    engine::Engine,
+    health::{self, Identity},
+    http,
+    link::MasterLink,
+    metrics::Metrics,
+    process::{Runner, RunnerOptions},
+    recover::recover,
+    registry::Registry,
+    session,
+    state::{State, StateOptions},
+};
+use anyhow::Context;
+use jiff::Timestamp;
+use meepo_coord::{
+    Etcd,
+    election::{self, Leadership},
+    keys,
+    lease::{self, LeaseState},
+    watch,
+};
+use meepo_core::id::NodeId;
+use meepo_runtime::{OnError, Tasks};
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch as cell},
+};
+use tracing::{info, warn};
+
+/// Longest time the end of all runs may take at shutdown: the default kill plan of a
+/// run, and a little.
+const RUNS_END: Duration = Duration::from_secs(8);
+/// Longest time the last delivery may take.
+const LAST_DELIVERY: Duration = Duration::from_secs(3);
+/// Longest time the tasks may take to end.
+const TASKS_END: Duration = Duration::from_secs(5);
+
+/// A worker that runs.
+pub struct Worker {
+    /// Its node id.
+    pub node: NodeId,
+    engine: Arc<Engine>,
+    sink: Arc<Sink>,
+    /// Takes no new work once it is shut down.
+    intake: Tasks,
+    /// Lives until the last record is delivered.
+    base: Tasks,
+}
+
+impl Worker {
+    /// Starts a worker. etcd, masters and the log store need not be reachable.
+    ///
+    /// # Errors
+    /// When something local is wrong: the settings, the data directory, the port.
+    pub async fn start(config: Config) -> anyhow::Result<Self> {
+        let node = match config.node.clone() {
+            Some(node) => node,
+            None => address::own_id(&config.etcd).await?,
+        };
+        let listener = TcpListener::bind(config.metrics).await.with_context(|| {
+            format!(
+                "cannot listen on {} for metrics; choose another address with --metrics \
+                 (MEEPO_METRICS)",
+                config.metrics
+            )
+        })?;
+        let mut options = StateOptions::new(&config.data_dir);
+        options.spool_limit = config.spool_limit;
+        let state = tokio::task::spawn_blocking(move || State::open(&options)).await??;
+        recover(&state).await.context("cannot read the journal")?;
+        let etcd = Etcd::connect(&config.etcd).await?;
+        let metrics = Arc::new(Metrics::default());
+        let me = Identity {
+            node: node.clone(),
+            instance: uuid::Uuid::now_v7().to_string(),
+            started_at: Timestamp::now(),
+            labels: config.labels.clone(),
+        };
+        info!(%node, etcd = ?config.etcd, data_dir = %config.data_dir.display(), "worker starts");
+
+        let (intake, base) = (Tasks::new(), Tasks::new());
+        let (lease_tx, lease) = cell::channel(LeaseState::None);
+        let keeping = lease::keep(etcd.clone(), config.lease_ttl, lease_tx, base.token());
+        base.spawn("lease", OnError::Shutdown, async {
+            keeping.await;
+            Ok(())
+        });
+        let (leader_tx, leadership) = cell::channel(Leadership::default());
+        let observing = election::observe(etcd.clone(), leader_tx, base.token());
+        base.spawn("leader watch", OnError::Shutdown, async {
+            observing.await;
+            Ok(())
+        });
+        let link = MasterLink::follow(leadership);
+        let sink = Arc::new(match &config.logs {
+            Some(url) => Sink::Store(meepo_logstore::open(url).await.context("logs")?),
+            None => Sink::Master(link.clone()),
+        });
+        let (cronid_tx, cronid_rx) = mpsc::channel(1024);
+        base.spawn(
+            "cronid",
+            OnError::Shutdown,
+            cronid::write(etcd.clone(), node.clone(), lease.clone(), cronid_rx, base.token()),
+        );
+        base.spawn(
+            "delivery",
+            OnError::Shutdown,
+            deliver::deliver(
+                state.clone(),
+                sink.clone(),
+                node.clone(),
+                metrics.clone(),
+                base.token(),
+            ),
+        );
+        base.spawn("metrics", OnError::Log, http::serve(listener, metrics.clone(), base.token()));
+        let engine = Arc::new(Engine {
+            node: node.clone(),
+            state,
+            runner: Runner::new(RunnerOptions::default())?,
+            registry: Registry::default(),
+            cronid: cronid_tx,
+            metrics,
+            etcd: etcd.clone(),
+            stop: base.token(),
+        });
+
+        let (status_tx, status) = cell::channel(Status::default());
+        let agent =
+            Agent::new(engine.clone(), etcd.clone(), config.max_running, status_tx, intake.token())
+                .await?;
+        let (batches_tx, batches) = mpsc::channel(64);
+        let prefixes =
+            vec![keys::assignments_of(&node), keys::triggers_of(&node), keys::kills_of(&node)];
+        let watching = watch::watch(
+            etcd.clone(),
+            prefixes,
+            watch::Options::default(),
+            batches_tx,
+            intake.token(),
+        );
+        intake.spawn("watch", OnError::Shutdown, async {
+            watching.await;
+            Ok(())
+        });
+        intake.spawn("agent", OnError::Shutdown, agent.run(batches));
+        base.spawn(
+            "health",
+            OnError::Shutdown,
+            health::publish(etcd, me.clone(), lease, status, intake.token()),
+        );
+        intake.spawn(
+            "session",
+            OnError::Shutdown,
+            session::keep(engine.clone(), me, link, intake.token()),
+        );
+        Ok(Self { node, engine, sink, intake, base })
+    }
+
+    /// Waits until a part fails that the worker cannot do without; answers which.
+    pub async fn failed(&self) -> String {
+        let (intake, base) = (self.intake.token(), self.base.token());
+        tokio::select! {
+            () = intake.cancelled() => {}
+            () = base.cancelled() => {}
+        }
+        let failure = self.intake.failure().or_else(|| self.base.failure());
+        failure.unwrap_or_else(|| "a task ended".into())
+    }
+
+    /// Takes nothing new, ends what runs, delivers what it can, and goes.
+    pub async fn shutdown(self) {
+        info!("worker shuts down");
+        report(self.intake.shutdown(TASKS_END).await);
+        let active = self.engine.shut_down();
+        if active > 0 {
+            info!(active, "ending runs");
+            let over = async {
+                let mut tick = tokio::time::interval(Duration::from_millis(20));
+                while !self.engine.registry.active().is_empty() {
+                    tick.tick().await;
+                }
+            };
+            if tokio::time::timeout(RUNS_END, over).await.is_err() {
+                warn!(active = self.engine.registry.active().len(), "runs are left behind");
+            }
+        }
+        deliver::flush(&self.engine.state, &self.sink, &self.node, LAST_DELIVERY).await;
+        report(self.base.shutdown(TASKS_END).await);
+        self.engine.state.close().await;
+        info!("worker has ended");
+    }
+}
+
+fn report(stuck: Vec<&'static str>) {
+    if !stuck.is_empty() {
+        warn!(tasks = ?stuck, "tasks did not end in time");
+    }
+}
