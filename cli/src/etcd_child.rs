@@ -158,7 +158,7 @@ fn prepare(options: &EtcdOptions) -> Result<(Launch, File)> {
         )
     })?;
     let dir = &options.data_dir;
-    std::fs::create_dir_all(dir)
+    process::private_dir(dir)
         .and_then(|()| dir.canonicalize())
         .and_then(|dir| process::private_dir(&dir.join("etcd")).map(|()| dir))
         .with_context(|| {

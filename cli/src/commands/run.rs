@@ -19,7 +19,7 @@ use meepo_core::{
     target::Target,
 };
 use reqwest::Method;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Sends the command, prints what comes, answers the exit code.
 pub(crate) async fn run(out: &Out, client: Client, args: RunArgs) -> CliResult<u8> {
@@ -28,7 +28,7 @@ pub(crate) async fn run(out: &Out, client: Client, args: RunArgs) -> CliResult<u
         out,
         printer: Printer::new(out, Lead::Source),
         no_prefix: args.no_prefix,
-        open: Vec::new(),
+        open: BTreeSet::new(),
         outcomes: Outcomes::default(),
     };
     let done = tokio::select! {
@@ -53,7 +53,7 @@ struct Session<'a> {
     printer: Printer<std::io::Stdout, std::io::Stderr>,
     no_prefix: bool,
     /// Hosts that have not ended yet.
-    open: Vec<String>,
+    open: BTreeSet<String>,
     outcomes: Outcomes,
 }
 
@@ -69,12 +69,12 @@ impl Session<'_> {
             match event {
                 ExecEvent::Start { hosts } => {
                     started = true;
+                    self.printer.sources(hosts.iter().map(|h| h.host.as_str()));
                     self.open = hosts.into_iter().map(|h| h.host).collect();
                     if self.no_prefix {
                         let lead = if self.open.len() == 1 { Lead::Raw } else { Lead::Lines };
                         self.printer = Printer::new(self.out, lead);
                     }
-                    self.printer.sources(self.open.iter().map(String::as_str));
                 }
                 ExecEvent::Output { host, output } if self.out.is_table() => {
                     let data = bytes_of(&output)?;
@@ -83,7 +83,7 @@ impl Session<'_> {
                 ExecEvent::Output { .. } => {}
                 ExecEvent::End { answer, run } => {
                     self.printer.finish(&answer.host)?;
-                    self.open.retain(|h| *h != answer.host);
+                    self.open.remove(&answer.host);
                     self.outcomes.0.push(Outcome::of_answer(&answer, run.as_deref()));
                 }
                 ExecEvent::Error(e) => return Err(e.into()),
@@ -91,7 +91,9 @@ impl Session<'_> {
         }
         if !started || !self.open.is_empty() {
             let problem = if started {
-                format!("the master ended the request before {} answered", self.open.join(", "))
+                let open: Vec<&str> = self.open.iter().map(String::as_str).take(5).collect();
+                let more = if self.open.len() > 5 { " and others" } else { "" };
+                format!("the master ended the request before {}{more} answered", open.join(", "))
             } else {
                 "the master ended the request before it began".to_owned()
             };

@@ -4,7 +4,7 @@ use super::{Out, text, time};
 use jiff::Timestamp;
 use meepo_core::run::Stream;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     io::{self, Write},
 };
 
@@ -32,7 +32,10 @@ pub(crate) struct Printer<W, E> {
     lead: Lead,
     out: Dest<W>,
     err: Dest<E>,
+    /// Sources as shown, by index.
     sources: Vec<String>,
+    /// Their indices by the names given.
+    indices: HashMap<String, usize>,
     width: usize,
     pending: BTreeMap<(usize, bool), Line>,
 }
@@ -62,7 +65,15 @@ impl Printer<io::Stdout, io::Stderr> {
 
 impl<W: Write, E: Write> Printer<W, E> {
     fn with(lead: Lead, out: Dest<W>, err: Dest<E>) -> Self {
-        Self { lead, out, err, sources: Vec::new(), width: 0, pending: BTreeMap::new() }
+        Self {
+            lead,
+            out,
+            err,
+            sources: Vec::new(),
+            indices: HashMap::new(),
+            width: 0,
+            pending: BTreeMap::new(),
+        }
     }
 
     /// Names the sources beforehand, so that their lines are aligned.
@@ -73,12 +84,13 @@ impl<W: Write, E: Write> Printer<W, E> {
     }
 
     fn index(&mut self, name: &str) -> usize {
-        let name = text::one_line(name);
-        if let Some(i) = self.sources.iter().position(|s| *s == name) {
-            return i;
+        if let Some(i) = self.indices.get(name) {
+            return *i;
         }
-        self.width = self.width.max(name.chars().count());
-        self.sources.push(name);
+        let shown = text::one_line(name);
+        self.width = self.width.max(shown.chars().count());
+        self.sources.push(shown);
+        self.indices.insert(name.to_owned(), self.sources.len() - 1);
         self.sources.len() - 1
     }
 
@@ -124,6 +136,15 @@ impl<W: Write, E: Write> Printer<W, E> {
     /// Prints what `source` left unfinished: it writes no more.
     pub(crate) fn finish(&mut self, source: &str) -> io::Result<()> {
         let i = self.index(source);
+        self.finish_index(i)
+    }
+
+    /// Prints what all sources left unfinished.
+    pub(crate) fn finish_all(&mut self) -> io::Result<()> {
+        (0..self.sources.len()).try_for_each(|i| self.finish_index(i))
+    }
+
+    fn finish_index(&mut self, i: usize) -> io::Result<()> {
         for err in [false, true] {
             if let Some(mut line) = self.pending.remove(&(i, err)) {
                 if self.lead != Lead::Raw && !line.data.is_empty() {
@@ -132,14 +153,6 @@ impl<W: Write, E: Write> Printer<W, E> {
                 self.put(err, &line)?;
                 self.flush(err)?;
             }
-        }
-        Ok(())
-    }
-
-    /// Prints what all sources left unfinished.
-    pub(crate) fn finish_all(&mut self) -> io::Result<()> {
-        for source in self.sources.clone() {
-            self.finish(&source)?;
         }
         Ok(())
     }
