@@ -1,18 +1,25 @@
 //! Checks of lists: order, pages, filters, limits.
 
 use super::{Random, at, model::Model, name, run};
-use crate::{DEFAULT_RUNS, LogItem, LogStore, MAX_RUNS, RunQuery, StoreError};
+use crate::{DEFAULT_RUNS, LogItem, LogStore, MAX_RUNS, RunQuery, StoreError, query::Position};
 use jiff::SignedDuration;
 use meepo_core::run::{Cause, RunRecord, RunState};
 use std::sync::Arc;
 
-/// Follows the cursors of `q` to the end, checking every page's size.
+/// Follows the cursors of `q` to the end, checking that each page has the size asked
+/// for, goes on where the one before ended, and says rightly whether it is the last.
 pub(super) async fn every_page(store: &dyn LogStore, q: &RunQuery) -> Vec<RunRecord> {
     let mut q = q.clone();
     let mut all = Vec::new();
     loop {
         let page = store.list_runs(&q).await.unwrap();
         assert!(page.runs.len() <= q.page_size(), "a page longer than asked for");
+        let goes_on = match (all.last(), page.runs.first()) {
+            (None, _) => q.cursor.is_none(),
+            (Some(last), Some(first)) => Position::from(first) < Position::from(last),
+            (Some(_), None) => false,
+        };
+        assert!(goes_on, "a page repeats the one before, or is empty: {q:?}");
         all.extend(page.runs.iter().cloned());
         match page.next {
             None => return all,
