@@ -3,12 +3,11 @@
 
 use super::{
     error::StateError,
-    open::Opened,
+    open::{Lock, Opened},
     spool::{Meter, SpoolStats},
 };
 use rusqlite::Connection;
 use std::{
-    fs::File,
     path::PathBuf,
     sync::{
         Arc,
@@ -38,7 +37,7 @@ pub(super) struct Context {
     /// Where the meter is published.
     stats: watch::Sender<SpoolStats>,
     /// Dropped after the connection.
-    _lock: File,
+    _lock: Lock,
 }
 
 /// Figures of the thread since it started.

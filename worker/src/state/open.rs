@@ -7,6 +7,7 @@ use std::{
     io::{Read, Seek, Write},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 /// The migrations in order; the file's `user_version` counts those applied.
@@ -15,6 +16,9 @@ const MIGRATIONS: &[&str] = &[include_str!("schema_1.sql")];
 /// Files up to this size are checked for damage when opened; larger ones would take
 /// seconds.
 const CHECK_UP_TO: u64 = 32 << 20;
+
+/// How long to wait for a lock.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The file's name in its directory.
 pub(super) const FILE: &str = "state.db";
@@ -25,7 +29,19 @@ pub(super) struct Opened {
     pub(super) conn: Connection,
     pub(super) path: PathBuf,
     /// Held as long as this lives.
-    pub(super) lock: File,
+    pub(super) lock: Lock,
+}
+
+/// The lock on a state directory.
+#[derive(Debug)]
+pub(super) struct Lock(File);
+
+impl Drop for Lock {
+    /// Closing alone does not unlock while a child process that is just being started
+    /// still has the descriptor.
+    fn drop(&mut self) {
+        let _ = self.0.unlock();
+    }
 }
 
 /// Opens the file in `dir`, creating both if they are missing.
@@ -48,7 +64,7 @@ pub(super) fn open(dir: &Path) -> Result<Opened, StateError> {
 }
 
 /// One worker at a time. The lock goes away with the process, however it ends.
-fn lock(dir: &Path) -> Result<File, StateError> {
+fn lock(dir: &Path) -> Result<Lock, StateError> {
     let path = dir.join("lock");
     let io = |e: std::io::Error| {
         StateError::new(StateProblem::Io, format!("cannot lock {}: {e}", path.display()))
@@ -60,7 +76,14 @@ fn lock(dir: &Path) -> Result<File, StateError> {
         .truncate(false)
         .open(&path)
         .map_err(io)?;
-    match file.try_lock() {
+    // For the same reason a worker that was killed may leave its lock for a moment.
+    let deadline = Instant::now() + PATIENCE;
+    let mut locked = file.try_lock();
+    while matches!(locked, Err(TryLockError::WouldBlock)) && Instant::now() < deadline {
+        std::thread::sleep(PATIENCE / 50);
+        locked = file.try_lock();
+    }
+    match locked {
         Ok(()) => {}
         Err(TryLockError::Error(e)) => return Err(io(e)),
         Err(TryLockError::WouldBlock) => {
@@ -83,7 +106,7 @@ fn lock(dir: &Path) -> Result<File, StateError> {
     // Only for the message above.
     let _ = file.set_len(0).and_then(|()| file.rewind());
     let _ = write!(file, "{}", std::process::id());
-    Ok(file)
+    Ok(Lock(file))
 }
 
 impl Opened {
@@ -91,7 +114,7 @@ impl Opened {
         let conn = &self.conn;
         // Takes effect only on a file without tables, before anything else.
         conn.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
-        conn.busy_timeout(std::time::Duration::from_secs(5))?;
+        conn.busy_timeout(Duration::from_secs(5))?;
         let version: usize =
             conn.pragma_query_value(None, "user_version", |r| r.get::<_, u32>(0))? as usize;
         if version > MIGRATIONS.len() {
