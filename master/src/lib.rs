@@ -1,1 +1,23 @@
-//! placeholder
+//! The master: takes jobs by HTTP and gRPC, writes them to etcd, and, while it leads,
+//! places them on nodes, carries synchronous commands and marks what was lost.
+//!
+//! ```text
+//! http, grpc ─► ops ─► etcd (definitions, requests)      view ◄─watch─ etcd
+//!                └──► log store (history)                  │
+//! workers ◄─ sessions ◄─┘ (leader only)                    └► reconcile, lost (leader only)
+//! ```
+
+pub mod config;
+pub mod error;
+pub mod grpc;
+pub mod http;
+pub mod lost;
+mod master;
+pub mod metrics;
+pub mod ops;
+pub mod reconcile;
+pub mod sessions;
+pub mod view;
+
+pub use config::{Config, Settings};
+pub use master::Master;

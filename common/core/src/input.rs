@@ -28,10 +28,14 @@ pub fn from_value<T: serde::de::DeserializeOwned>(value: Value) -> Result<T, Inv
             let missing = missing.split('`').next().unwrap_or_default();
             return Invalid::new(Code::BAD_VALUE, missing, "missing", "a value");
         }
+        if let Some(rest) = text.strip_prefix("unknown field `") {
+            let (name, rest) = rest.split_once('`').unwrap_or((rest, ""));
+            let expected = rest.trim_start_matches(", expected ").to_owned();
+            return Invalid::new(Code::UNKNOWN_FIELD, name, "unknown field", expected);
+        }
         let code = match field.as_str() {
             "executor" => Code::UNKNOWN_EXECUTOR,
             "name" | "task_id" => Code::BAD_NAME,
-            _ if text.starts_with("unknown field") => Code::UNKNOWN_FIELD,
             _ => Code::BAD_VALUE,
         };
         // serde says "…, expected …"; our own types say "…; expected …".

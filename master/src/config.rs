@@ -1,0 +1,141 @@
+//! Settings: the file `/etc/meepo/master.toml`, then the environment, then flags; the
+//! later wins. `docs/reference/config.md` lists them.
+
+use clap::Args;
+use meepo_core::duration::HumanDuration;
+use meepo_runtime::{config, telemetry::LogFormat};
+use serde::Deserialize;
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// Where the settings are looked for when no file is named.
+pub const DEFAULT_FILE: &str = "/etc/meepo/master.toml";
+
+/// Everything a master can be told. `None` means: not set.
+#[derive(Debug, Clone, Default, Args, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// URLs of etcd, separated by commas. [default: http://127.0.0.1:2379]
+    #[arg(long, env = "MEEPO_ETCD", value_delimiter = ',')]
+    pub etcd: Option<Vec<String>>,
+    /// Address of the HTTP API. [default: 127.0.0.1:7600]
+    #[arg(long, env = "MEEPO_HTTP")]
+    pub http: Option<SocketAddr>,
+    /// Address of the gRPC server. [default: 127.0.0.1:7601]
+    #[arg(long, env = "MEEPO_GRPC")]
+    pub grpc: Option<SocketAddr>,
+    /// Host name or address under which workers and other masters reach this one.
+    /// [default: the address listened on]
+    #[arg(long, env = "MEEPO_ADVERTISE")]
+    pub advertise: Option<String>,
+    /// Listen beyond loopback although there is no authentication yet.
+    #[arg(long, env = "MEEPO_ALLOW_INSECURE_LISTEN", num_args = 0..=1, default_missing_value = "true")]
+    pub allow_insecure_listen: Option<bool>,
+    /// The log store: mongodb://host/db or sqlite:///path.
+    /// [default: sqlite, logs.db in the data directory]
+    #[arg(long, env = "MEEPO_LOGS")]
+    pub logs: Option<String>,
+    /// Where an SQLite log store lives. [default: /var/lib/meepo]
+    #[arg(long, env = "MEEPO_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Time after which a silent leader is replaced. [default: 10s]
+    #[arg(long, env = "MEEPO_LEASE_TTL")]
+    pub lease_ttl: Option<HumanDuration>,
+    /// `text` or `json`. [default: text]
+    #[arg(long, env = "MEEPO_LOG_FORMAT")]
+    pub log_format: Option<LogFormat>,
+}
+
+/// Settings with every default filled in.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// URLs of etcd.
+    pub etcd: Vec<String>,
+    /// Address of the HTTP API.
+    pub http: SocketAddr,
+    /// Address of the gRPC server.
+    pub grpc: SocketAddr,
+    /// Host under which others reach this master.
+    pub advertise: Option<String>,
+    /// The log store.
+    pub logs: String,
+    /// Where an SQLite log store lives.
+    pub data_dir: PathBuf,
+    /// Time to live of the master's lease.
+    pub lease_ttl: Duration,
+    /// How log lines look.
+    pub log_format: LogFormat,
+}
+
+impl Settings {
+    /// Reads the file and lays `self` (environment and flags) over it.
+    ///
+    /// # Errors
+    /// When the file cannot be used or a value is out of range.
+    pub fn resolve(self, file: Option<&Path>) -> anyhow::Result<Config> {
+        let path = file.unwrap_or(Path::new(DEFAULT_FILE));
+        let base: Settings = config::load(path, file.is_some())?;
+        let lease_ttl = self.lease_ttl.or(base.lease_ttl).map_or(Duration::from_secs(10), |d| d.0);
+        anyhow::ensure!(
+            (Duration::from_secs(2)..=Duration::from_secs(3600)).contains(&lease_ttl),
+            "lease_ttl: {lease_ttl:?} is out of range; expected 2s to 1h"
+        );
+        let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let http = self.http.or(base.http).unwrap_or(local(7600));
+        let grpc = self.grpc.or(base.grpc).unwrap_or(local(7601));
+        let allowed = self.allow_insecure_listen.or(base.allow_insecure_listen).unwrap_or(false);
+        for (name, address) in [("http", http), ("grpc", grpc)] {
+            anyhow::ensure!(
+                address.ip().is_loopback() || allowed,
+                "{name}: whoever reaches {address} could run commands on every node, as there is \
+                 no authentication yet; expected a loopback address, or allow_insecure_listen = \
+                 true on a network where everybody may"
+            );
+        }
+        let etcd = self.etcd.or(base.etcd).unwrap_or(vec!["http://127.0.0.1:2379".into()]);
+        anyhow::ensure!(!etcd.is_empty(), "etcd: empty list; expected at least one URL");
+        let data_dir = self.data_dir.or(base.data_dir).unwrap_or("/var/lib/meepo".into());
+        let logs = self.logs.or(base.logs);
+        let logs = logs.unwrap_or_else(|| format!("sqlite:{}", data_dir.join("logs.db").display()));
+        Ok(Config {
+            etcd,
+            http,
+            grpc,
+            advertise: self.advertise.or(base.advertise),
+            logs,
+            data_dir,
+            lease_ttl,
+            log_format: self.log_format.or(base.log_format).unwrap_or_default(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("m.toml");
+        std::fs::write(&file, "http = \"127.0.0.1:1\"\ngrpc = \"127.0.0.1:2\"\n").unwrap();
+        let flags = Settings { grpc: Some("127.0.0.1:3".parse().unwrap()), ..Settings::default() };
+        let c = flags.resolve(Some(&file)).unwrap();
+        assert_eq!((c.http.port(), c.grpc.port()), (1, 3));
+        assert_eq!(c.logs, "sqlite:/var/lib/meepo/logs.db");
+    }
+
+    #[test]
+    fn listening_beyond_loopback_must_be_asked_for_in_so_many_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("m.toml");
+        std::fs::write(&file, "http = \"0.0.0.0:7600\"\n").unwrap();
+        let e = Settings::default().resolve(Some(&file)).unwrap_err();
+        assert!(e.to_string().contains("allow_insecure_listen"), "{e}");
+        std::fs::write(&file, "http = \"0.0.0.0:7600\"\nallow_insecure_listen = true\n").unwrap();
+        assert!(Settings::default().resolve(Some(&file)).is_ok());
+    }
+}

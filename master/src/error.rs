@@ -1,0 +1,129 @@
+//! Every refusal and failure of the API in one shape, whatever the transport.
+
+use axum::{
+    Json,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use meepo_coord::CoordError;
+use meepo_core::{
+    api::{ErrorBody, ErrorInfo},
+    code::{self, Code},
+    error::Invalid,
+};
+use meepo_logstore::StoreError;
+use tonic::{Status, metadata::MetadataValue};
+use tracing::{debug, error};
+
+/// What the caller is told.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{}", .0.message)]
+pub struct ApiError(pub ErrorInfo);
+
+/// What an operation answers.
+pub type ApiResult<T> = Result<T, ApiError>;
+
+impl ApiError {
+    /// An error without a field.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self(ErrorInfo {
+            code,
+            name: code.name(),
+            message: message.into(),
+            field: None,
+            expected: None,
+            retry: code.retryable(),
+        })
+    }
+
+    /// There is no such thing.
+    pub fn not_found(what: &str, name: impl std::fmt::Display) -> Self {
+        Self::new(Code::NOT_FOUND, format!("no {what} {name}"))
+    }
+
+    /// The status of HTTP that fits.
+    pub fn status(&self) -> StatusCode {
+        match self.0.code {
+            Code::NOT_FOUND | Code::NO_SUCH_HOST => StatusCode::NOT_FOUND,
+            Code::CONFLICT => StatusCode::CONFLICT,
+            Code::TOO_LARGE => StatusCode::PAYLOAD_TOO_LARGE,
+            Code::METHOD => StatusCode::METHOD_NOT_ALLOWED,
+            Code::NO_TARGET => StatusCode::UNPROCESSABLE_ENTITY,
+            Code::BUSY => StatusCode::TOO_MANY_REQUESTS,
+            c if c.kind() == code::VALIDATION => StatusCode::BAD_REQUEST,
+            c if c.retryable() => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+}
+
+impl From<Invalid> for ApiError {
+    fn from(e: Invalid) -> Self {
+        Self(ErrorInfo::from(&e))
+    }
+}
+
+impl From<CoordError> for ApiError {
+    fn from(e: CoordError) -> Self {
+        if e.retryable() {
+            debug!(error = %e, "etcd did not serve a request");
+            return Self::new(Code::ETCD, "etcd cannot be reached or has no leader");
+        }
+        error!(error = %e, "etcd refused a request");
+        Self::new(Code::BUG, "etcd refused the request; the log of the master says why")
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(e: StoreError) -> Self {
+        if let StoreError::Refused { problem, expected, .. } = e {
+            return Invalid::new(Code::BAD_VALUE, "cursor", problem, expected).into();
+        }
+        if e.retryable() {
+            debug!(error = %e, "the log store did not serve a request");
+            return Self::new(Code::LOG_STORE, "the log store cannot be reached");
+        }
+        let chain = anyhow::Error::from(e);
+        error!(error = format!("{chain:#}"), "the log store failed");
+        Self::new(Code::BUG, "the log store failed; the log of the master says why")
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        (self.status(), Json(ErrorBody { error: self.0 })).into_response()
+    }
+}
+
+impl From<ApiError> for Status {
+    fn from(e: ApiError) -> Self {
+        let code = match e.status() {
+            StatusCode::NOT_FOUND => tonic::Code::NotFound,
+            StatusCode::CONFLICT => tonic::Code::FailedPrecondition,
+            StatusCode::PAYLOAD_TOO_LARGE | StatusCode::TOO_MANY_REQUESTS => {
+                tonic::Code::ResourceExhausted
+            }
+            StatusCode::UNPROCESSABLE_ENTITY => tonic::Code::FailedPrecondition,
+            StatusCode::SERVICE_UNAVAILABLE => tonic::Code::Unavailable,
+            StatusCode::INTERNAL_SERVER_ERROR => tonic::Code::Internal,
+            _ => tonic::Code::InvalidArgument,
+        };
+        let info = e.0;
+        let message = match (&info.field, &info.expected) {
+            (Some(field), Some(expected)) => {
+                format!("{field}: {}; expected {expected}", info.message)
+            }
+            _ => info.message.clone(),
+        };
+        let mut status = Status::new(code, message);
+        let metadata = status.metadata_mut();
+        metadata.insert("meepo-code", MetadataValue::from(info.code.0));
+        // Texts that do not fit into a header stand in the message all the same.
+        for (key, text) in [("meepo-field", info.field), ("meepo-expected", info.expected)] {
+            if let Some(value) = text.and_then(|t| t.parse().ok()) {
+                metadata.insert(key, value);
+            }
+        }
+        status
+    }
+}

@@ -1,0 +1,263 @@
+//! Between the messages of gRPC and the types of the domain.
+
+use jiff::Timestamp;
+use meepo_core::{
+    api::{Applied, JobOnNode, JobSource, JobView, NodeView, RunRef},
+    code::Code,
+    error::Invalid,
+    id::RunId,
+    input::from_value,
+    job::JobSpec,
+    node::Facts,
+    run::{OutputChunk, RunRecord, Stream},
+};
+use meepo_proto::v1 as pb;
+use prost_types::Timestamp as PbTime;
+use serde_json::{Map, Value, json};
+
+/// An instant as a message.
+pub fn time(t: Timestamp) -> PbTime {
+    PbTime { seconds: t.as_second(), nanos: t.subsec_nanosecond() }
+}
+
+/// An instant from a message.
+pub fn time_from(field: &str, t: PbTime) -> Result<Timestamp, Invalid> {
+    Timestamp::new(t.seconds, t.nanos).map_err(|_| {
+        Invalid::new(Code::BAD_VALUE, field, "out of range", "an instant between years 1 and 9999")
+    })
+}
+
+/// The name JSON has for an enum's value.
+fn word<T: serde::Serialize>(value: T) -> String {
+    match serde_json::to_value(value) {
+        Ok(Value::String(s)) => s,
+        _ => String::new(),
+    }
+}
+
+/// A definition from a message: empty means absent. Checked like one from JSON, so the
+/// errors are the same.
+pub fn spec_from(job: pb::JobSpec) -> Result<JobSpec, Invalid> {
+    let mut o = Map::new();
+    let mut text = |key: &str, value: String| {
+        if !value.is_empty() {
+            o.insert(key.into(), Value::String(value));
+        }
+    };
+    text("description", job.description);
+    text("executor", job.executor);
+    text("schedule", job.schedule);
+    text("timezone", job.timezone);
+    text("target", job.target);
+    text("placement", job.placement);
+    text("status", job.status);
+    text("timeout", job.timeout);
+    text("concurrency", job.concurrency);
+    text("misfire", job.misfire);
+    text("starting_deadline", job.starting_deadline);
+    text("cwd", job.cwd);
+    text("user", job.user);
+    o.insert("name".into(), Value::String(job.name));
+    o.insert("cmd".into(), Value::String(job.cmd));
+    o.insert("args".into(), json!(job.args));
+    o.insert("env".into(), json!(job.env));
+    if job.misfire_cap > 0 {
+        o.insert("misfire_cap".into(), json!(job.misfire_cap));
+    }
+    if let Some(stdin) = job.stdin {
+        o.insert("stdin".into(), Value::String(stdin));
+    }
+    if let Some(limit) = job.output_limit {
+        o.insert("output_limit".into(), json!(limit));
+    }
+    JobSpec::from_user(Value::Object(o))
+}
+
+/// A definition as a message.
+pub fn spec(job: JobSpec) -> pb::JobSpec {
+    let duration = |d: Option<meepo_core::duration::HumanDuration>| {
+        d.map(|d| d.to_string()).unwrap_or_default()
+    };
+    pb::JobSpec {
+        name: job.name.to_string(),
+        description: job.description.unwrap_or_default(),
+        cmd: job.cmd,
+        args: job.args,
+        executor: word(job.executor),
+        schedule: job.schedule.unwrap_or_default(),
+        timezone: job.timezone.unwrap_or_default(),
+        target: job.target,
+        placement: word(job.placement),
+        status: word(job.status),
+        timeout: duration(job.timeout),
+        concurrency: word(job.concurrency),
+        misfire: word(job.misfire),
+        misfire_cap: job.misfire_cap.unwrap_or_default(),
+        starting_deadline: duration(job.starting_deadline),
+        env: job.env.into_iter().collect(),
+        cwd: job.cwd.unwrap_or_default(),
+        user: job.user.unwrap_or_default(),
+        stdin: job.stdin,
+        output_limit: job.output_limit,
+    }
+}
+
+/// The answer to a change as a message.
+pub fn applied(a: Applied) -> pb::AppliedJob {
+    pb::AppliedJob { name: a.name.to_string(), action: word(a.action), revision: a.revision }
+}
+
+/// A job as a message.
+pub fn job(view: JobView) -> pb::Job {
+    pb::Job {
+        name: view.name.to_string(),
+        source: match view.source {
+            JobSource::Definition => "definition".into(),
+            JobSource::Etcd => "etcd".into(),
+        },
+        spec: view.spec.map(spec),
+        revision: view.revision.unwrap_or_default(),
+        next: view.next.map(time),
+        nodes: view.nodes.into_iter().map(on_node).collect(),
+        last_run: view.last_run.map(run),
+    }
+}
+
+fn on_node(j: JobOnNode) -> pb::JobOnNode {
+    pb::JobOnNode {
+        node: j.node.to_string(),
+        online: j.online,
+        status: word(j.status),
+        express: j.express,
+        cmd: j.cmd,
+        problem: j.problem.unwrap_or_default(),
+    }
+}
+
+/// A run and its node as a message.
+pub fn run_ref(r: RunRef) -> pb::RunRef {
+    pb::RunRef { run_id: r.run_id.to_string(), node: r.node.to_string() }
+}
+
+/// A run as a message.
+pub fn run(r: RunRecord) -> pb::Run {
+    pb::Run {
+        run_id: r.run_id.to_string(),
+        job: r.job.map(|j| j.to_string()).unwrap_or_default(),
+        node: r.node.to_string(),
+        slot: Some(time(r.slot)),
+        attempt: r.attempt,
+        cause: word(r.cause),
+        executor: word(r.executor),
+        cmd: r.cmd,
+        state: word(r.state),
+        code: r.code.0.into(),
+        message: r.message.unwrap_or_default(),
+        exit_code: r.exit_code,
+        signal: r.signal,
+        fence: r.fence,
+        pid: r.pid,
+        started_at: r.started_at.map(time),
+        ended_at: r.ended_at.map(time),
+        output_bytes: r.output_bytes,
+        dropped_bytes: r.dropped_bytes,
+    }
+}
+
+/// A run from a message of another master.
+pub fn run_from(r: pb::Run) -> Result<RunRecord, Invalid> {
+    let optional = |s: String| if s.is_empty() { Value::Null } else { Value::String(s) };
+    let instant = |field: &str, t: Option<PbTime>| -> Result<Value, Invalid> {
+        t.map_or(Ok(Value::Null), |t| Ok(json!(time_from(field, t)?)))
+    };
+    from_value(json!({
+        "run_id": r.run_id, "job": optional(r.job), "node": r.node,
+        "slot": instant("slot", r.slot)?, "attempt": r.attempt, "cause": r.cause,
+        "executor": r.executor, "cmd": r.cmd, "state": r.state, "code": r.code,
+        "message": optional(r.message), "exit_code": r.exit_code, "signal": r.signal,
+        "fence": r.fence, "pid": r.pid,
+        "started_at": instant("started_at", r.started_at)?,
+        "ended_at": instant("ended_at", r.ended_at)?,
+        "output_bytes": r.output_bytes, "dropped_bytes": r.dropped_bytes,
+    }))
+}
+
+/// A piece of output as a message.
+pub fn chunk(c: OutputChunk) -> pb::Output {
+    pb::Output { seq: c.seq, stream: word(c.stream), at: Some(time(c.at)), data: c.data }
+}
+
+/// A piece of output from a message of another master.
+pub fn chunk_from(run_id: RunId, o: pb::Output) -> OutputChunk {
+    OutputChunk {
+        run_id,
+        seq: o.seq,
+        stream: if o.stream == "stderr" { Stream::Stderr } else { Stream::Stdout },
+        at: o.at.and_then(|t| time_from("at", t).ok()).unwrap_or_default(),
+        data: o.data,
+    }
+}
+
+/// A node as a message.
+pub fn node(n: NodeView) -> pb::Node {
+    let problems = n.problems.into_iter();
+    pb::Node {
+        id: n.id.to_string(),
+        online: n.online,
+        connected: n.connected,
+        version: n.version,
+        labels: n.labels.into_iter().collect(),
+        facts: Some(facts(n.facts)),
+        started_at: n.started_at.map(time),
+        registered_at: n.registered_at.map(time),
+        jobs: n.jobs,
+        problems: problems.map(|p| pb::Problem { subject: p.subject, reason: p.reason }).collect(),
+    }
+}
+
+fn facts(f: Facts) -> pb::Facts {
+    pb::Facts {
+        hostname: f.hostname,
+        os: f.os,
+        os_version: f.os_version,
+        kernel: f.kernel,
+        arch: f.arch,
+        cpu_cores: f.cpu_cores,
+        load1: f.load1,
+        mem_total: f.mem_total,
+        mem_free: f.mem_free,
+        disk_total: f.disk_total,
+        disk_free: f.disk_free,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_definition_survives_both_ways() {
+        let spec_in = JobSpec::from_user(json!({
+            "name": "a", "description": "d", "cmd": "date", "args": ["x"], "executor": "sh",
+            "schedule": "*/5 * * * *", "timezone": "Europe/London", "target": "all",
+            "placement": "once", "status": "pause", "timeout": "5m", "concurrency": "queue",
+            "misfire": "all", "misfire_cap": 3, "starting_deadline": "1h", "env": {"A": "b"},
+            "cwd": "/tmp", "user": "root", "stdin": "", "output_limit": 0
+        }))
+        .unwrap();
+        assert_eq!(spec_from(spec(spec_in.clone())).unwrap(), spec_in);
+    }
+
+    #[test]
+    fn a_run_survives_both_ways() {
+        let r: RunRecord = serde_json::from_value(json!({
+            "run_id": "0190a5d2-7c4e-7b1a-8000-000000000001", "job": "a", "node": "n",
+            "slot": "2026-01-02T03:04:05.678Z", "attempt": 1, "cause": "exec",
+            "executor": "bash", "cmd": "x", "state": "timeout", "code": 256,
+            "message": "m", "exit_code": 3, "signal": 9, "fence": 7, "pid": 1,
+            "started_at": "2026-01-02T03:04:05.679Z", "output_bytes": 5, "dropped_bytes": 6
+        }))
+        .unwrap();
+        assert_eq!(run_from(run(r.clone())).unwrap(), r);
+    }
+}

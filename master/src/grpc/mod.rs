@@ -1,0 +1,62 @@
+//! The gRPC server: the public services, those for workers, health and reflection.
+
+pub mod convert;
+mod public;
+mod workers;
+
+use crate::ops::Ops;
+use meepo_proto::{
+    internal::workers_server::WorkersServer,
+    v1::{
+        cron_server::CronServer, exec_server::ExecServer, jobs_server::JobsServer,
+        nodes_server::NodesServer, runs_server::RunsServer,
+    },
+};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+
+/// Largest message of the public services, as the largest body of HTTP.
+const MAX_MESSAGE: usize = crate::http::MAX_BODY;
+/// Largest message of workers.
+const MAX_WORKER_MESSAGE: usize = 16 << 20;
+
+/// Serves until `stop` is cancelled.
+pub async fn serve(listener: TcpListener, ops: Ops, stop: CancellationToken) -> anyhow::Result<()> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<JobsServer<public::Public>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(meepo_proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()?;
+    let old_reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(meepo_proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1alpha()?;
+    let public = public::Public { ops: ops.clone() };
+    macro_rules! limited {
+        ($server:ident) => {
+            $server::new(public.clone()).max_decoding_message_size(MAX_MESSAGE)
+        };
+    }
+    let workers = WorkersServer::new(workers::Workers { ops, stop: stop.clone() })
+        .max_decoding_message_size(MAX_WORKER_MESSAGE)
+        .max_encoding_message_size(MAX_WORKER_MESSAGE);
+    Server::builder()
+        .tcp_nodelay(true)
+        .http2_keepalive_interval(Some(std::time::Duration::from_secs(5)))
+        .http2_keepalive_timeout(Some(std::time::Duration::from_secs(5)))
+        .add_service(health_service)
+        .add_service(reflection)
+        .add_service(old_reflection)
+        .add_service(limited!(JobsServer))
+        .add_service(limited!(RunsServer))
+        .add_service(limited!(NodesServer))
+        .add_service(limited!(ExecServer))
+        .add_service(limited!(CronServer))
+        .add_service(workers)
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned())
+        .await?;
+    Ok(())
+}

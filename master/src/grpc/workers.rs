@@ -1,0 +1,121 @@
+//! What workers call: their session, and the delivery of what happened.
+
+use crate::{
+    error::ApiError,
+    ops::Ops,
+    sessions::{ORDERS, chunk_from},
+};
+use meepo_coord::records::decode;
+use meepo_core::{
+    code::Code,
+    error::Invalid,
+    id::{Name, RunId},
+};
+use meepo_logstore::LogItem;
+use meepo_proto::internal::{
+    self as pb, item::Item, worker_frame::Frame, workers_server::Workers as Service,
+};
+use std::pin::Pin;
+use tokio::sync::mpsc;
+use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::debug;
+
+pub(super) struct Workers {
+    pub(super) ops: Ops,
+    pub(super) stop: CancellationToken,
+}
+
+type Orders = Pin<Box<dyn Stream<Item = Result<pb::MasterFrame, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Service for Workers {
+    type SessionStream = Orders;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<pb::WorkerFrame>>,
+    ) -> Result<Response<Orders>, Status> {
+        let Some(term) = self.ops.term() else {
+            return Err(ApiError::new(Code::NO_LEADER, "this master does not lead").into());
+        };
+        let mut frames = request.into_inner();
+        let first = frames.message().await?;
+        let Some(pb::WorkerFrame { frame: Some(Frame::Hello(hello)) }) = first else {
+            return Err(Status::invalid_argument("the first frame must be a hello"));
+        };
+        let node =
+            Name::new(&hello.node).map_err(|e| Status::from(ApiError::from(e.at("node"))))?;
+        let (tx, rx) = mpsc::channel(ORDERS);
+        let id = self.ops.sessions.connect(node.clone(), term, tx.clone());
+        self.count();
+        let (ops, stop) = (self.ops.clone(), self.stop.clone());
+        let sessions_gauge = self.ops.metrics.sessions.clone();
+        tokio::spawn(async move {
+            loop {
+                let frame = tokio::select! {
+                    () = stop.cancelled() => break,
+                    // A newer session of the same node, or the end of the leadership.
+                    () = tx.closed() => break,
+                    frame = frames.message() => frame,
+                };
+                match frame {
+                    Ok(Some(frame)) => take(&ops, frame),
+                    Ok(None) => break,
+                    Err(status) => {
+                        debug!(%node, error = %status, "session broke");
+                        break;
+                    }
+                }
+            }
+            ops.sessions.disconnect(&node, id);
+            sessions_gauge.set(i64::try_from(ops.sessions.len()).unwrap_or(i64::MAX));
+        });
+        Ok(Response::new(Box::pin(futures::StreamExt::map(ReceiverStream::new(rx), Ok))))
+    }
+
+    async fn deliver(
+        &self,
+        request: Request<pb::DeliverRequest>,
+    ) -> Result<Response<pb::DeliverResponse>, Status> {
+        let request = request.into_inner();
+        let mut batch = Vec::with_capacity(request.items.len());
+        for item in request.items {
+            match item.item {
+                Some(Item::Run(json)) => {
+                    batch.push(LogItem::Run(decode(&json).map_err(ApiError::from)?));
+                }
+                Some(Item::Output(output)) => {
+                    let run_id: RunId =
+                        output.run_id.parse().map_err(|e: Invalid| ApiError::from(e))?;
+                    batch.extend(
+                        output.chunks.into_iter().map(|c| LogItem::Output(chunk_from(run_id, c))),
+                    );
+                }
+                // Of a newer worker: it must not be acknowledged unread.
+                None => return Err(Status::unimplemented("an item of an unknown kind")),
+            }
+        }
+        self.ops.store.append(&batch).await.map_err(ApiError::from)?;
+        self.ops.metrics.received.inc_by(batch.len() as u64);
+        Ok(Response::new(pb::DeliverResponse {}))
+    }
+}
+
+impl Workers {
+    fn count(&self) {
+        let n = i64::try_from(self.ops.sessions.len()).unwrap_or(i64::MAX);
+        self.ops.metrics.sessions.set(n);
+    }
+}
+
+fn take(ops: &Ops, frame: pb::WorkerFrame) {
+    match frame.frame {
+        Some(Frame::Output(output)) => ops.sessions.output(output),
+        Some(Frame::Ended(ended)) => ops.sessions.ended(&ended),
+        Some(Frame::UnknownRun(unknown)) => ops.sessions.unknown(&unknown.run_id),
+        // Liveness is the stream's own; load will guide dispatch.
+        Some(Frame::Heartbeat(_)) | Some(Frame::Hello(_)) | None => {}
+    }
+}

@@ -1,0 +1,128 @@
+//! Requests taken apart, with errors that name the field.
+
+use crate::error::ApiError;
+use axum::{
+    body::Bytes,
+    extract::{FromRequest, FromRequestParts, Path, Query, Request},
+    http::{header, request::Parts},
+};
+use meepo_core::{
+    code::Code,
+    error::Invalid,
+    id::{Name, RunId},
+    input::{from_value, parse_json},
+};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+/// A JSON object as body. A missing content type is taken for JSON, another refused.
+pub(super) struct Body(pub(super) Value);
+
+impl<S: Send + Sync> FromRequest<S> for Body {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let kind = request.headers().get(header::CONTENT_TYPE);
+        if let Some(kind) = kind.map(|k| String::from_utf8_lossy(k.as_bytes()).into_owned()) {
+            let essence = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+            if essence != "application/json" && !essence.ends_with("+json") {
+                let problem = format!("{kind:?} is not understood");
+                return Err(Invalid::new(
+                    Code::MALFORMED,
+                    "Content-Type",
+                    problem,
+                    "application/json",
+                )
+                .into());
+            }
+        }
+        let bytes = Bytes::from_request(request, state).await.map_err(|e| {
+            if e.status() == axum::http::StatusCode::PAYLOAD_TOO_LARGE {
+                ApiError::new(Code::TOO_LARGE, "the body is larger than 1 MiB")
+            } else {
+                ApiError::new(Code::MALFORMED, "the body could not be read")
+            }
+        })?;
+        if bytes.is_empty() {
+            return Ok(Self(Value::Object(Map::new())));
+        }
+        Ok(Self(parse_json(&bytes)?))
+    }
+}
+
+impl Body {
+    /// The body as `T`.
+    pub(super) fn read<T: DeserializeOwned>(self) -> Result<T, ApiError> {
+        from_value(self.0).map_err(Into::into)
+    }
+}
+
+/// Parameters of the query. Unknown ones are refused by `T`.
+pub(super) struct Params<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Params<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Query(pairs) =
+            Query::<Vec<(String, String)>>::from_request_parts(parts, state).await.map_err(
+                |e| Invalid::new(Code::MALFORMED, "(query)", e.body_text(), "name=value pairs"),
+            )?;
+        let mut object = Map::new();
+        for (key, value) in pairs {
+            if object.insert(key.clone(), Value::String(value)).is_some() {
+                let problem = "given twice";
+                return Err(
+                    Invalid::new(Code::BAD_VALUE, key, problem, "each parameter once").into()
+                );
+            }
+        }
+        Ok(Self(from_value(Value::Object(object))?))
+    }
+}
+
+/// The name in the path.
+pub(super) struct NamePath(pub(super) Name);
+
+impl<S: Send + Sync> FromRequestParts<S> for NamePath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        Ok(Self(Name::new(&segment(parts, state).await?)?))
+    }
+}
+
+/// The run in the path.
+pub(super) struct RunPath(pub(super) RunId);
+
+impl<S: Send + Sync> FromRequestParts<S> for RunPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        Ok(Self(segment(parts, state).await?.parse().map_err(ApiError::from)?))
+    }
+}
+
+async fn segment<S: Send + Sync>(parts: &mut Parts, state: &S) -> Result<String, ApiError> {
+    let path = Path::<String>::from_request_parts(parts, state).await;
+    path.map(|Path(s)| s).map_err(|_| {
+        Invalid::new(Code::BAD_NAME, "(path)", "not UTF-8 once decoded", "a name").into()
+    })
+}
+
+/// Reads a number out of the text of a parameter.
+pub(super) mod number {
+    use serde::{Deserialize, Deserializer, de::Error};
+
+    /// For `#[serde(deserialize_with)]`.
+    pub(in crate::http) fn optional<'de, D, T>(d: D) -> Result<Option<T>, D::Error>
+    where
+        D: Deserializer<'de>,
+        T: std::str::FromStr,
+    {
+        let text = String::deserialize(d)?;
+        text.parse().map(Some).map_err(|_| {
+            D::Error::custom(format!("{text:?} is not a number in range; expected a whole number"))
+        })
+    }
+}

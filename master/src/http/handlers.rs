@@ -1,0 +1,451 @@
+//! One function per path: read, call [`Ops`](crate::ops::Ops), write.
+
+use super::{
+    App,
+    extract::{Body, NamePath, Params, RunPath, number},
+    stream::{ndjson, view},
+};
+use crate::{
+    error::{ApiError, ApiResult},
+    ops::{ExecItem, FollowItem},
+};
+use axum::{
+    Json,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use jiff::Timestamp;
+use meepo_core::{
+    api::{
+        Action, Applied, ErrorBody, ExecEvent, ExecHost, ExecRequest, ExecResponse,
+        ExecStreamRequest, FollowEvent, HostAnswer, JobList, JobView, NodeList, NodeView,
+        OutputPage, RunList, RunRef, TriggerRequest, Triggered,
+    },
+    calendar::{self, Schedule},
+    code::Code,
+    error::Invalid,
+    id::{Name, NodeId},
+    job::{Executor, JobSpec, JobStatus},
+    run::{RunRecord, RunState},
+};
+use meepo_logstore::RunQuery;
+use serde::Deserialize;
+use serde_json::Value;
+use std::collections::HashMap;
+
+/// Most slots in one answer.
+const MAX_NEXT: usize = 1000;
+/// Chunks in one page of output unless asked otherwise.
+const OUTPUT_PAGE: usize = 1000;
+
+/// Alive: the process answers.
+#[utoipa::path(get, path = "/healthz", tag = "meepo", responses((status = 200)))]
+pub(super) async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// Ready: etcd, the log store and a leader are there. Says what is missing.
+#[utoipa::path(get, path = "/readyz", tag = "meepo",
+    responses((status = 200), (status = 503, description = "What is missing, a line each")))]
+pub(super) async fn readyz(State(app): State<App>) -> Response {
+    let mut missing = Vec::new();
+    if !app.ops.view.changes().borrow().complete {
+        missing.push("etcd has not been read yet");
+    }
+    let (etcd, store) =
+        tokio::join!(app.ops.etcd.get(meepo_coord::keys::LEADER), app.ops.store.ping());
+    if let Err(e) = etcd {
+        tracing::debug!(error = %e, "not ready");
+        missing.push("etcd cannot be reached");
+    }
+    if let Err(e) = store {
+        tracing::debug!(error = %e, "not ready");
+        missing.push("the log store cannot be reached");
+    }
+    if app.ops.leadership.borrow().leader.is_none() {
+        missing.push("no master leads");
+    }
+    if missing.is_empty() {
+        return "ready\n".into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, missing.join("\n") + "\n").into_response()
+}
+
+/// Metrics in the OpenMetrics text format.
+#[utoipa::path(get, path = "/metrics", tag = "meepo", responses((status = 200)))]
+pub(super) async fn metrics(State(app): State<App>) -> impl IntoResponse {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], app.ops.metrics.text())
+}
+
+/// This document.
+#[utoipa::path(get, path = "/openapi.json", tag = "meepo", responses((status = 200)))]
+pub(super) async fn openapi(State(app): State<App>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], app.openapi.to_string())
+}
+
+/// All jobs, by name: definitions, and what was put into etcd by hand.
+#[utoipa::path(get, path = "/v1/jobs", tag = "jobs",
+    responses((status = 200, body = JobList), (status = 503, body = ErrorBody)))]
+pub(super) async fn list_jobs(State(app): State<App>) -> ApiResult<Json<JobList>> {
+    Ok(Json(JobList { jobs: app.ops.list_jobs().await? }))
+}
+
+/// Creates or replaces the definition named in the body.
+#[utoipa::path(post, path = "/v1/jobs", tag = "jobs", request_body = JobSpec,
+    responses((status = 200, body = Applied), (status = 201, body = Applied),
+        (status = 400, body = ErrorBody), (status = 413, body = ErrorBody),
+        (status = 503, body = ErrorBody)))]
+pub(super) async fn post_job(State(app): State<App>, body: Body) -> ApiResult<Response> {
+    apply(app, body.0).await
+}
+
+/// Creates or replaces a definition. The name may stand in the body, but no other.
+#[utoipa::path(put, path = "/v1/jobs/{name}", tag = "jobs", request_body = JobSpec,
+    params(("name" = String, Path, description = "The job")),
+    responses((status = 200, body = Applied), (status = 201, body = Applied),
+        (status = 400, body = ErrorBody), (status = 413, body = ErrorBody),
+        (status = 503, body = ErrorBody)))]
+pub(super) async fn put_job(
+    State(app): State<App>,
+    NamePath(name): NamePath,
+    body: Body,
+) -> ApiResult<Response> {
+    let mut value = body.0;
+    if let Some(object) = value.as_object_mut() {
+        let inside = object.entry("name").or_insert_with(|| Value::String(name.to_string()));
+        if *inside != Value::String(name.to_string()) {
+            let problem = format!("{inside} is not the name in the path");
+            return Err(Invalid::new(
+                Code::BAD_NAME,
+                "name",
+                problem,
+                format!("{:?}", name.as_str()),
+            )
+            .into());
+        }
+    }
+    apply(app, value).await
+}
+
+async fn apply(app: App, value: Value) -> ApiResult<Response> {
+    let applied = app.ops.apply(JobSpec::from_user(value)?).await?;
+    let status = match applied.action {
+        Action::Created => StatusCode::CREATED,
+        _ => StatusCode::OK,
+    };
+    Ok((status, Json(applied)).into_response())
+}
+
+/// One job: its definition, its nodes, its newest run.
+#[utoipa::path(get, path = "/v1/jobs/{name}", tag = "jobs",
+    params(("name" = String, Path, description = "The job")),
+    responses((status = 200, body = JobView), (status = 404, body = ErrorBody)))]
+pub(super) async fn get_job(
+    State(app): State<App>,
+    NamePath(name): NamePath,
+) -> ApiResult<Json<JobView>> {
+    Ok(Json(app.ops.get_job(&name).await?))
+}
+
+/// Deletes a job. Runs that are under way go on to their end.
+#[utoipa::path(delete, path = "/v1/jobs/{name}", tag = "jobs",
+    params(("name" = String, Path, description = "The job")),
+    responses((status = 200, body = Applied), (status = 404, body = ErrorBody)))]
+pub(super) async fn delete_job(
+    State(app): State<App>,
+    NamePath(name): NamePath,
+) -> ApiResult<Json<Applied>> {
+    Ok(Json(app.ops.delete_job(&name).await?))
+}
+
+/// Keeps the job but starts nothing on schedule.
+#[utoipa::path(post, path = "/v1/jobs/{name}/pause", tag = "jobs",
+    params(("name" = String, Path, description = "The job")),
+    responses((status = 200, body = Applied), (status = 404, body = ErrorBody)))]
+pub(super) async fn pause_job(
+    State(app): State<App>,
+    NamePath(name): NamePath,
+) -> ApiResult<Json<Applied>> {
+    Ok(Json(app.ops.set_status(&name, JobStatus::Pause).await?))
+}
+
+/// Follows the schedule again, from now on.
+#[utoipa::path(post, path = "/v1/jobs/{name}/resume", tag = "jobs",
+    params(("name" = String, Path, description = "The job")),
+    responses((status = 200, body = Applied), (status = 404, body = ErrorBody)))]
+pub(super) async fn resume_job(
+    State(app): State<App>,
+    NamePath(name): NamePath,
+) -> ApiResult<Json<Applied>> {
+    Ok(Json(app.ops.set_status(&name, JobStatus::Running).await?))
+}
+
+/// Runs a job now, whatever its schedule. 202 means kept: it will run.
+#[utoipa::path(post, path = "/v1/jobs/{name}/trigger", tag = "jobs",
+    params(("name" = String, Path, description = "The job")),
+    request_body = Option<TriggerRequest>,
+    responses((status = 202, body = Triggered), (status = 404, body = ErrorBody),
+        (status = 422, body = ErrorBody, description = "No node to run it on")))]
+pub(super) async fn trigger_job(
+    State(app): State<App>,
+    NamePath(name): NamePath,
+    body: Body,
+) -> ApiResult<Response> {
+    let request: TriggerRequest = body.read()?;
+    let triggered = app.ops.trigger(&name, &request).await?;
+    Ok((StatusCode::ACCEPTED, Json(triggered)).into_response())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NextParams {
+    #[serde(default, deserialize_with = "number::optional")]
+    n: Option<usize>,
+}
+
+/// The next slots of a job.
+#[utoipa::path(get, path = "/v1/jobs/{name}/next", tag = "jobs",
+    params(("name" = String, Path, description = "The job"),
+        ("n" = Option<usize>, Query, description = "How many; default 5, at most 1000")),
+    responses((status = 200, body = Vec<String>), (status = 404, body = ErrorBody)))]
+pub(super) async fn next_slots(
+    State(app): State<App>,
+    NamePath(name): NamePath,
+    Params(p): Params<NextParams>,
+) -> ApiResult<Json<Vec<Timestamp>>> {
+    Ok(Json(app.ops.next_slots(&name, p.n.unwrap_or(5).min(MAX_NEXT)).await?))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RunParams {
+    job: Option<Name>,
+    node: Option<NodeId>,
+    state: Option<String>,
+    since: Option<Timestamp>,
+    until: Option<Timestamp>,
+    #[serde(default, deserialize_with = "number::optional")]
+    limit: Option<u32>,
+    cursor: Option<String>,
+}
+
+/// Runs, newest first.
+#[utoipa::path(get, path = "/v1/runs", tag = "runs",
+    params(("job" = Option<String>, Query, description = "Only runs of this job"),
+        ("node" = Option<String>, Query, description = "Only runs on this node"),
+        ("state" = Option<String>, Query, description = "Only these states, separated by commas"),
+        ("since" = Option<String>, Query, description = "Only slots from this instant on"),
+        ("until" = Option<String>, Query, description = "Only slots before this instant"),
+        ("limit" = Option<u32>, Query, description = "Default 50, at most 1000"),
+        ("cursor" = Option<String>, Query, description = "`next` of the page before")),
+    responses((status = 200, body = RunList), (status = 400, body = ErrorBody)))]
+pub(super) async fn list_runs(
+    State(app): State<App>,
+    Params(p): Params<RunParams>,
+) -> ApiResult<Json<RunList>> {
+    let states = p.state.as_deref().map(|s| s.split(',').map(str::parse).collect());
+    let states: Vec<RunState> = states.transpose()?.unwrap_or_default();
+    let query = RunQuery {
+        job: p.job,
+        node: p.node,
+        states,
+        cause: None,
+        since: p.since,
+        until: p.until,
+        limit: p.limit,
+        cursor: p.cursor,
+    };
+    Ok(Json(app.ops.list_runs(&query).await?))
+}
+
+/// One run.
+#[utoipa::path(get, path = "/v1/runs/{id}", tag = "runs",
+    params(("id" = String, Path, description = "The run")),
+    responses((status = 200, body = RunRecord), (status = 404, body = ErrorBody)))]
+pub(super) async fn get_run(
+    State(app): State<App>,
+    RunPath(id): RunPath,
+) -> ApiResult<Json<RunRecord>> {
+    Ok(Json(app.ops.get_run(id).await?))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OutputParams {
+    #[serde(default, deserialize_with = "number::optional")]
+    after: Option<u64>,
+    #[serde(default, deserialize_with = "number::optional")]
+    limit: Option<usize>,
+    #[serde(default, deserialize_with = "number::optional")]
+    follow: Option<bool>,
+}
+
+/// What a run wrote; with `follow=true` also what it is yet to write, as one
+/// `FollowEvent` a line.
+#[utoipa::path(get, path = "/v1/runs/{id}/output", tag = "runs",
+    params(("id" = String, Path, description = "The run"),
+        ("after" = Option<u64>, Query, description = "Only what comes after this position"),
+        ("limit" = Option<usize>, Query, description = "Pieces; default 1000, at most 10000"),
+        ("follow" = Option<bool>, Query, description = "Stream until the run ends")),
+    responses((status = 200, body = OutputPage),
+        (status = 200, body = FollowEvent, content_type = "application/x-ndjson"),
+        (status = 404, body = ErrorBody)))]
+pub(super) async fn output(
+    State(app): State<App>,
+    RunPath(id): RunPath,
+    Params(p): Params<OutputParams>,
+) -> ApiResult<Response> {
+    if p.follow == Some(true) {
+        let items = app.ops.follow(id, p.after).await?;
+        let event = |item| match item {
+            FollowItem::Output(chunk) => FollowEvent::Output(view(chunk)),
+            FollowItem::End(record) => FollowEvent::End(record),
+            FollowItem::Error(e) => FollowEvent::Error(e.0),
+        };
+        return Ok(ndjson(items, event, app.stop));
+    }
+    let limit = p.limit.unwrap_or(OUTPUT_PAGE);
+    let (chunks, complete) = app.ops.output(id, p.after, limit).await?;
+    let next_after = chunks.last().map(|c| c.seq);
+    let chunks = chunks.into_iter().map(view).collect();
+    Ok(Json(OutputPage { chunks, next_after, complete }).into_response())
+}
+
+/// Asks for the end of a run.
+#[utoipa::path(post, path = "/v1/runs/{id}/kill", tag = "runs",
+    params(("id" = String, Path, description = "The run")),
+    responses((status = 202, body = RunRef), (status = 404, body = ErrorBody),
+        (status = 409, body = ErrorBody, description = "It has ended already")))]
+pub(super) async fn kill_run(State(app): State<App>, RunPath(id): RunPath) -> ApiResult<Response> {
+    Ok((StatusCode::ACCEPTED, Json(app.ops.kill(id).await?)).into_response())
+}
+
+/// All nodes ever seen, by id.
+#[utoipa::path(get, path = "/v1/nodes", tag = "nodes",
+    responses((status = 200, body = NodeList), (status = 503, body = ErrorBody)))]
+pub(super) async fn list_nodes(State(app): State<App>) -> ApiResult<Json<NodeList>> {
+    Ok(Json(NodeList { nodes: app.ops.list_nodes().await? }))
+}
+
+/// One node.
+#[utoipa::path(get, path = "/v1/nodes/{id}", tag = "nodes",
+    params(("id" = String, Path, description = "The node")),
+    responses((status = 200, body = NodeView), (status = 404, body = ErrorBody)))]
+pub(super) async fn get_node(
+    State(app): State<App>,
+    NamePath(id): NamePath,
+) -> ApiResult<Json<NodeView>> {
+    Ok(Json(app.ops.get_node(&id).await?))
+}
+
+/// Runs a command on hosts now and answers when all have: one answer per host, in the
+/// order asked, unknown and offline ones included.
+#[utoipa::path(post, path = "/v1/exec", tag = "exec", request_body = ExecRequest,
+    responses((status = 200, body = ExecResponse), (status = 400, body = ErrorBody),
+        (status = 503, body = ErrorBody)))]
+pub(super) async fn exec(State(app): State<App>, body: Body) -> ApiResult<Json<ExecResponse>> {
+    let request: ExecRequest = body.read()?;
+    let executor: Executor = match request.method.strip_prefix("sync.").map(str::parse) {
+        Some(Ok(executor)) => executor,
+        _ => {
+            let problem = format!("unknown method {:?}", request.method);
+            let expected = "sync.bash, sync.sh, sync.exec or sync.python";
+            return Err(Invalid::new(Code::UNKNOWN_EXECUTOR, "method", problem, expected).into());
+        }
+    };
+    if request.hosts.is_empty() {
+        let expected = "at least one node id";
+        return Err(Invalid::new(Code::BAD_VALUE, "hosts", "empty list", expected).into());
+    }
+    let mut hosts = request.hosts.clone();
+    hosts.sort_unstable();
+    hosts.dedup();
+    let what = ExecStreamRequest {
+        target: String::new(),
+        cmd: request.cmd,
+        args: Vec::new(),
+        executor,
+        timeout: request.timeout,
+        env: Default::default(),
+        cwd: None,
+        user: None,
+    };
+    let mut items = app.ops.exec_anywhere(hosts, &what).await?;
+    let mut data: HashMap<String, Vec<u8>> = HashMap::new();
+    let mut answers: HashMap<String, HostAnswer> = HashMap::new();
+    while let Some(item) = items.recv().await {
+        match item {
+            ExecItem::Start(_) => {}
+            ExecItem::Output(host, chunk) => data.entry(host).or_default().extend(chunk.data),
+            ExecItem::End(mut answer, run) => {
+                if run.is_some() {
+                    let bytes = data.remove(&answer.host).unwrap_or_default();
+                    answer.data = Some(String::from_utf8_lossy(&bytes).into_owned());
+                }
+                answers.insert(answer.host.clone(), answer);
+            }
+            ExecItem::Error(e) => return Err(e),
+        }
+    }
+    let no_answer = |host: &String| HostAnswer {
+        host: host.clone(),
+        resp: "failed".into(),
+        retcode: Code::NO_ANSWER,
+        message: Code::NO_ANSWER.meaning().into(),
+        data: None,
+    };
+    let response = request
+        .hosts
+        .iter()
+        .map(|host| answers.get(host).cloned().unwrap_or_else(|| no_answer(host)))
+        .collect();
+    Ok(Json(ExecResponse { id: request.id, response }))
+}
+
+/// Runs a command on a target now and answers as it goes: one `ExecEvent` a line.
+/// Closing the connection kills what still runs.
+#[utoipa::path(post, path = "/v1/exec/stream", tag = "exec", request_body = ExecStreamRequest,
+    responses((status = 200, body = ExecEvent, content_type = "application/x-ndjson"),
+        (status = 400, body = ErrorBody),
+        (status = 422, body = ErrorBody, description = "The target matches no node")))]
+pub(super) async fn exec_stream(State(app): State<App>, body: Body) -> ApiResult<Response> {
+    let request: ExecStreamRequest = body.read()?;
+    let hosts = app.ops.resolve(&request.target)?;
+    let items = app.ops.exec_anywhere(hosts, &request).await?;
+    let event = |item| match item {
+        ExecItem::Start(hosts) => ExecEvent::Start {
+            hosts: hosts.into_iter().map(|h| ExecHost { host: h.host, run_id: h.run_id }).collect(),
+        },
+        ExecItem::Output(host, chunk) => ExecEvent::Output { host, output: view(chunk) },
+        ExecItem::End(answer, run) => ExecEvent::End { answer, run },
+        ExecItem::Error(e) => ExecEvent::Error(e.0),
+    };
+    Ok(ndjson(items, event, app.stop))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CronParams {
+    expr: String,
+    tz: Option<String>,
+    from: Option<Timestamp>,
+    #[serde(default, deserialize_with = "number::optional")]
+    n: Option<usize>,
+}
+
+/// The next slots of a cron expression.
+#[utoipa::path(get, path = "/v1/cron/next", tag = "cron",
+    params(("expr" = String, Query, description = "5, 6 or 7 fields, or an @ form"),
+        ("tz" = Option<String>, Query, description = "IANA time zone; default UTC"),
+        ("from" = Option<String>, Query, description = "After this instant; default now"),
+        ("n" = Option<usize>, Query, description = "How many; default 5, at most 1000")),
+    responses((status = 200, body = Vec<String>), (status = 400, body = ErrorBody)))]
+pub(super) async fn cron_next(Params(p): Params<CronParams>) -> ApiResult<Json<Vec<Timestamp>>> {
+    let schedule = Schedule::parse(&p.expr).map_err(|e| ApiError::from(e.at("expr")))?;
+    let zone = calendar::time_zone(p.tz.as_deref().unwrap_or("UTC"));
+    let zone = zone.map_err(|e| ApiError::from(e.at("tz")))?;
+    let from = p.from.unwrap_or_else(Timestamp::now);
+    Ok(Json(schedule.iter_after(from, &zone).take(p.n.unwrap_or(5).min(MAX_NEXT)).collect()))
+}

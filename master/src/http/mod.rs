@@ -1,0 +1,107 @@
+//! The HTTP API: REST under `/v1`, plus health, metrics and the OpenAPI document.
+
+mod extract;
+mod handlers;
+mod openapi;
+mod stream;
+
+pub use openapi::document;
+
+use crate::{error::ApiError, metrics::Request as RequestLabels, ops::Ops};
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, Request, State},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use meepo_core::code::Code;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// Largest body of a request, in bytes.
+pub const MAX_BODY: usize = 1 << 20;
+
+/// What handlers share.
+#[derive(Clone)]
+pub(crate) struct App {
+    pub(crate) ops: Ops,
+    pub(crate) stop: CancellationToken,
+    pub(crate) openapi: Arc<str>,
+}
+
+/// Serves until `stop` is cancelled.
+pub async fn serve(listener: TcpListener, ops: Ops, stop: CancellationToken) -> anyhow::Result<()> {
+    let openapi = document().to_pretty_json()?.into();
+    let app = App { ops, stop: stop.clone(), openapi };
+    let service = router(app);
+    axum::serve(NoDelay(listener), service).with_graceful_shutdown(stop.cancelled_owned()).await?;
+    Ok(())
+}
+
+fn router(app: App) -> Router {
+    use handlers as h;
+    Router::new()
+        .route("/healthz", get(h::healthz))
+        .route("/readyz", get(h::readyz))
+        .route("/metrics", get(h::metrics))
+        .route("/openapi.json", get(h::openapi))
+        .route("/v1/jobs", get(h::list_jobs).post(h::post_job))
+        .route("/v1/jobs/{name}", get(h::get_job).put(h::put_job).delete(h::delete_job))
+        .route("/v1/jobs/{name}/pause", post(h::pause_job))
+        .route("/v1/jobs/{name}/resume", post(h::resume_job))
+        .route("/v1/jobs/{name}/trigger", post(h::trigger_job))
+        .route("/v1/jobs/{name}/next", get(h::next_slots))
+        .route("/v1/runs", get(h::list_runs))
+        .route("/v1/runs/{id}", get(h::get_run))
+        .route("/v1/runs/{id}/output", get(h::output))
+        .route("/v1/runs/{id}/kill", post(h::kill_run))
+        .route("/v1/nodes", get(h::list_nodes))
+        .route("/v1/nodes/{id}", get(h::get_node))
+        .route("/v1/exec", post(h::exec))
+        .route("/v1/exec/stream", post(h::exec_stream))
+        .route("/v1/cron/next", get(h::cron_next))
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(unknown_method)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::from_fn_with_state(app.clone(), count))
+        .with_state(app)
+}
+
+async fn unknown_path(request: Request) -> ApiError {
+    ApiError::new(Code::NOT_FOUND, format!("no path {}; see /openapi.json", request.uri().path()))
+}
+
+async fn unknown_method(request: Request) -> ApiError {
+    let message =
+        format!("{} does not take {}; see /openapi.json", request.uri().path(), request.method());
+    ApiError::new(Code::METHOD, message)
+}
+
+async fn count(State(app): State<App>, request: Request, next: Next) -> Response {
+    let method = request.method().to_string();
+    let response = next.run(request).await.into_response();
+    let status = response.status().as_u16().into();
+    app.ops.metrics.requests.get_or_create(&RequestLabels { method, status }).inc();
+    response
+}
+
+/// Answers go out at once: a reply of one packet must not wait for an acknowledgement.
+struct NoDelay(TcpListener);
+
+impl axum::serve::Listener for NoDelay {
+    type Io = tokio::net::TcpStream;
+    type Addr = std::net::SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        let (io, addr) = axum::serve::Listener::accept(&mut self.0).await;
+        // Without it the connection works all the same, only slower.
+        let _ = io.set_nodelay(true);
+        (io, addr)
+    }
+
+    fn local_addr(&self) -> std::io::Result<Self::Addr> {
+        self.0.local_addr()
+    }
+}

@@ -1,0 +1,69 @@
+//! The OpenAPI document, made from the handlers and the types they use.
+
+use super::handlers as h;
+use utoipa::OpenApi;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "meepo",
+        description = "Runs commands, scripts and schedules on fleets of Linux hosts. \
+            Times are UTC (RFC 3339), durations are written like 30s or 5m."
+    ),
+    paths(
+        h::healthz,
+        h::readyz,
+        h::metrics,
+        h::openapi,
+        h::list_jobs,
+        h::post_job,
+        h::put_job,
+        h::get_job,
+        h::delete_job,
+        h::pause_job,
+        h::resume_job,
+        h::trigger_job,
+        h::next_slots,
+        h::list_runs,
+        h::get_run,
+        h::output,
+        h::kill_run,
+        h::list_nodes,
+        h::get_node,
+        h::exec,
+        h::exec_stream,
+        h::cron_next,
+    )
+)]
+struct Document;
+
+/// The document.
+pub fn document() -> utoipa::openapi::OpenApi {
+    Document::openapi()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn it_names_every_path_of_the_design() {
+        let document = super::document();
+        let paths: Vec<&String> = document.paths.paths.keys().collect();
+        for path in [
+            "/v1/jobs",
+            "/v1/jobs/{name}",
+            "/v1/runs",
+            "/v1/runs/{id}/output",
+            "/v1/nodes",
+            "/v1/exec",
+            "/v1/cron/next",
+            "/healthz",
+            "/readyz",
+            "/metrics",
+            "/openapi.json",
+        ] {
+            assert!(paths.iter().any(|p| *p == path), "{path} in {paths:?}");
+        }
+        let json = document.to_json().unwrap();
+        assert!(json.contains("\"JobSpec\"") && json.contains("\"ErrorBody\""));
+    }
+}

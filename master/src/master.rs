@@ -1,0 +1,176 @@
+//! Puts the parts together and takes them down again.
+
+use crate::{
+    config::Config, grpc, http, lost, metrics::Metrics, ops::Ops, reconcile, sessions::Sessions,
+    view::View,
+};
+use anyhow::Context;
+use meepo_coord::{
+    Etcd,
+    election::{self, Leadership},
+    lease::{self, LeaseState},
+    records::LeaderRecord,
+};
+use meepo_logstore::LogStore;
+use meepo_runtime::{OnError, Tasks, backoff::Backoff};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+use tokio::{net::TcpListener, sync::watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// Longest time the tasks may take to end.
+const TASKS_END: Duration = Duration::from_secs(5);
+
+/// A master that runs.
+pub struct Master {
+    /// Where the HTTP API is.
+    pub http: SocketAddr,
+    /// Where the gRPC server is.
+    pub grpc: SocketAddr,
+    /// What the API does, for whoever shares the process.
+    pub ops: Ops,
+    tasks: Tasks,
+}
+
+impl Master {
+    /// Starts a master. etcd and the log store need not be reachable.
+    ///
+    /// # Errors
+    /// When something local is wrong: the settings, the ports.
+    pub async fn start(config: Config) -> anyhow::Result<Self> {
+        let http_listener = bind(config.http, "the HTTP API", "--http (MEEPO_HTTP)").await?;
+        let grpc_listener = bind(config.grpc, "gRPC", "--grpc (MEEPO_GRPC)").await?;
+        let (http, grpc) = (http_listener.local_addr()?, grpc_listener.local_addr()?);
+        if config.logs.starts_with("sqlite:") {
+            std::fs::create_dir_all(&config.data_dir)
+                .with_context(|| format!("cannot create {}", config.data_dir.display()))?;
+        }
+        let store = meepo_logstore::open(&config.logs).await.context("logs")?;
+        let etcd = Etcd::connect(&config.etcd).await?;
+        let tasks = Tasks::new();
+        let stop = tasks.token();
+        info!(%http, %grpc, etcd = ?config.etcd, "master starts");
+
+        let migrating = migrate(store.clone(), stop.clone());
+        tasks.spawn("migrations", OnError::Shutdown, migrating);
+        let (lease_tx, lease) = watch::channel(LeaseState::None);
+        let keeping = lease::keep(etcd.clone(), config.lease_ttl, lease_tx, stop.clone());
+        tasks.spawn("lease", OnError::Shutdown, async {
+            keeping.await;
+            Ok(())
+        });
+        let host = |address: SocketAddr| match &config.advertise {
+            Some(name) => format!("{name}:{}", address.port()),
+            None => address.to_string(),
+        };
+        let me = LeaderRecord {
+            id: uuid::Uuid::now_v7().to_string(),
+            http: format!("http://{}", host(http)),
+            grpc: format!("http://{}", host(grpc)),
+            extra: Default::default(),
+        };
+        let (leader_tx, leadership) = watch::channel(Leadership::default());
+        let standing = election::campaign(etcd.clone(), me, lease, leader_tx, stop.clone());
+        tasks.spawn("election", OnError::Shutdown, async {
+            standing.await;
+            Ok(())
+        });
+
+        let view = View::new();
+        tasks.spawn("view", OnError::Shutdown, view.clone().keep(etcd.clone(), stop.clone()));
+        let ops = Ops {
+            etcd: etcd.clone(),
+            store: store.clone(),
+            view: view.clone(),
+            sessions: Sessions::default(),
+            leadership: leadership.clone(),
+            metrics: Arc::new(Metrics::default()),
+        };
+        let placing = reconcile::run(
+            etcd,
+            view.clone(),
+            leadership.clone(),
+            ops.metrics.clone(),
+            stop.clone(),
+        );
+        tasks.spawn("placement", OnError::Shutdown, placing);
+        let marking = lost::run(store, view, leadership.clone(), stop.clone());
+        tasks.spawn("lost runs", OnError::Shutdown, marking);
+        tasks.spawn("leadership", OnError::Shutdown, follow_leadership(ops.clone(), stop.clone()));
+        tasks.spawn(
+            "http",
+            OnError::Shutdown,
+            http::serve(http_listener, ops.clone(), stop.clone()),
+        );
+        tasks.spawn("grpc", OnError::Shutdown, grpc::serve(grpc_listener, ops.clone(), stop));
+        Ok(Self { http, grpc, ops, tasks })
+    }
+
+    /// Waits until a part fails that the master cannot do without; answers which.
+    pub async fn failed(&self) -> String {
+        self.tasks.token().cancelled().await;
+        self.tasks.failure().unwrap_or_else(|| "a task ended".into())
+    }
+
+    /// Hands over and goes.
+    pub async fn shutdown(self) {
+        info!("master shuts down");
+        let stuck = self.tasks.shutdown(TASKS_END).await;
+        if !stuck.is_empty() {
+            warn!(tasks = ?stuck, "tasks did not end in time");
+        }
+        info!("master has ended");
+    }
+}
+
+async fn bind(address: SocketAddr, what: &str, setting: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen on {address} for {what}; choose another address with {setting}")
+    })
+}
+
+/// Brings the log store's schema up to date, trying until the store answers.
+async fn migrate(store: Arc<dyn LogStore>, stop: CancellationToken) -> anyhow::Result<()> {
+    let mut backoff = Backoff::new(Duration::from_secs(10));
+    loop {
+        match store.migrate().await {
+            Ok(applied) => {
+                if !applied.is_empty() {
+                    info!(steps = ?applied, "log store migrated");
+                }
+                return Ok(());
+            }
+            Err(e) if e.retryable() => {
+                let wait = backoff.next_wait();
+                let error = format!("{:#}", anyhow::Error::from(e));
+                warn!(error, ?wait, "cannot migrate the log store, will try again");
+                tokio::select! {
+                    () = stop.cancelled() => return Ok(()),
+                    () = tokio::time::sleep(wait) => {}
+                }
+            }
+            Err(e) => return Err(e).context("cannot migrate the log store"),
+        }
+    }
+}
+
+/// Ends the workers' sessions when the leadership is lost: they belong to the leader.
+async fn follow_leadership(ops: Ops, stop: CancellationToken) -> anyhow::Result<()> {
+    let mut leadership = ops.leadership.clone();
+    let mut term = None;
+    loop {
+        let mine = leadership.borrow_and_update().mine;
+        if mine != term {
+            term = mine;
+            ops.sessions.clear();
+            ops.metrics.leading.set(i64::from(mine.is_some()));
+        }
+        tokio::select! {
+            () = stop.cancelled() => {
+                ops.sessions.clear();
+                return Ok(());
+            }
+            changed = leadership.changed() => if changed.is_err() { return Ok(()) },
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! Definitions, and jobs that were put into etcd by hand.
+
+use super::{Ops, nodes::readable};
+use crate::error::{ApiError, ApiResult};
+use etcd_client::{Txn, TxnOp};
+use jiff::{SignedDuration, Timestamp};
+use meepo_coord::{
+    Entry,
+    etcd::{Cas, MAX_TXN_OPS},
+    keys,
+    records::{TriggerRecord, decode, encode},
+};
+use meepo_core::{
+    api::{
+        Action, Applied, CronId, JobOnNode, JobSource, JobView, RunRef, TriggerRequest, Triggered,
+    },
+    code::Code,
+    id::{Name, NodeId, RunId},
+    job::{Assignment, JobSpec, JobStatus, Placement},
+    node::Health,
+    target::Target,
+};
+use serde_json::Value;
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+/// How often a change is tried when others change the same job.
+const TRIES: usize = 5;
+/// How long a request to run waits for its worker unless asked otherwise.
+const DEFAULT_TTL: Duration = Duration::from_secs(3600);
+
+impl Ops {
+    /// Creates or replaces a definition.
+    pub async fn apply(&self, spec: JobSpec) -> ApiResult<Applied> {
+        spec.validate()?;
+        let name = spec.name.clone();
+        self.change(&name, |_| Ok(Some(spec.clone()))).await
+    }
+
+    /// Follows the schedule, or does not.
+    pub async fn set_status(&self, name: &Name, status: JobStatus) -> ApiResult<Applied> {
+        let changed = self.change(name, |old| Ok(old.map(|spec| JobSpec { status, ..spec }))).await;
+        match changed {
+            Err(e) if e.0.code == Code::NOT_FOUND => self.set_status_by_hand(name, status).await,
+            other => other,
+        }
+    }
+
+    /// Replaces the definition by what `new` makes of it; `None` from `new` means that
+    /// there is nothing to change.
+    async fn change(
+        &self,
+        name: &Name,
+        new: impl Fn(Option<JobSpec>) -> ApiResult<Option<JobSpec>>,
+    ) -> ApiResult<Applied> {
+        let key = keys::job(name);
+        let mut there = self.etcd.get(&key).await?;
+        for _ in 0..TRIES {
+            let old: Option<JobSpec> = there.as_ref().and_then(|e| decode(&e.value).ok());
+            let Some(spec) = new(old.clone())? else {
+                return Err(ApiError::not_found("job", name));
+            };
+            let expect = there.as_ref().map_or(0, |e| e.mod_revision);
+            if old.as_ref() == Some(&spec) {
+                let action = Action::Unchanged;
+                return Ok(Applied { name: name.clone(), action, revision: expect });
+            }
+            let action = if expect == 0 { Action::Created } else { Action::Updated };
+            match self.etcd.put_if(&key, Some(encode(&spec)), expect, None).await? {
+                Cas::Done(revision) => {
+                    info!(job = %name, ?action, revision, "definition written");
+                    return Ok(Applied { name: name.clone(), action, revision });
+                }
+                Cas::Conflict(now) => there = now,
+            }
+        }
+        Err(ApiError::new(Code::CONFLICT, format!("job {name} is being changed by others")))
+    }
+
+    /// Changes the status in every assignment, leaving all else as it was put.
+    async fn set_status_by_hand(&self, name: &Name, status: JobStatus) -> ApiResult<Applied> {
+        let mut last = None;
+        for entry in self.assignments_of(name).await? {
+            let Ok(mut value) = serde_json::from_slice::<Value>(&entry.value) else { continue };
+            value["status"] = serde_json::to_value(status).unwrap_or_default();
+            let text = value.to_string().into_bytes();
+            match self.etcd.put_if(&entry.key, Some(text), entry.mod_revision, None).await? {
+                Cas::Done(revision) => last = Some(revision),
+                Cas::Conflict(_) => {
+                    let message = format!("job {name} is being changed by others");
+                    return Err(ApiError::new(Code::CONFLICT, message));
+                }
+            }
+        }
+        let revision = last.ok_or_else(|| ApiError::not_found("job", name))?;
+        Ok(Applied { name: name.clone(), action: Action::Updated, revision })
+    }
+
+    /// The assignments of a job on all nodes.
+    async fn assignments_of(&self, name: &Name) -> ApiResult<Vec<Entry>> {
+        let (entries, _) = self.etcd.list(keys::ASSIGNMENTS, None).await?;
+        Ok(entries.into_iter().filter(|e| id_of(e).is_some_and(|(_, job)| job == *name)).collect())
+    }
+
+    /// Deletes a definition (its assignments follow) or, if there is none, what was
+    /// put by hand. Runs that are under way go on to their end.
+    pub async fn delete_job(&self, name: &Name) -> ApiResult<Applied> {
+        let key = keys::job(name);
+        let ops = [TxnOp::delete(keys::claim(name), None), TxnOp::delete(key.clone(), None)];
+        let there = self.etcd.get(&key).await?;
+        let revision = match there {
+            Some(_) => self.etcd.txn(&key, Txn::new().and_then(ops)).await?,
+            None => {
+                let entries = self.assignments_of(name).await?;
+                if entries.is_empty() {
+                    return Err(ApiError::not_found("job", name));
+                }
+                let mut revision = None;
+                for group in entries.chunks(MAX_TXN_OPS) {
+                    let ops: Vec<_> =
+                        group.iter().map(|e| TxnOp::delete(e.key.clone(), None)).collect();
+                    revision = self.etcd.txn(&key, Txn::new().and_then(ops)).await?;
+                }
+                revision
+            }
+        };
+        info!(job = %name, "deleted");
+        let revision = revision.unwrap_or_default();
+        Ok(Applied { name: name.clone(), action: Action::Deleted, revision })
+    }
+
+    /// All jobs, by name.
+    pub async fn list_jobs(&self) -> ApiResult<Vec<JobView>> {
+        let (specs, assignments, health, cronids) = tokio::try_join!(
+            self.etcd.list(keys::JOBS, None),
+            self.etcd.list(keys::ASSIGNMENTS, None),
+            self.etcd.list(keys::HEALTH, None),
+            self.etcd.list(keys::CRONIDS, None),
+        )?;
+        let health: BTreeMap<NodeId, Health> = readable(&health.0, keys::HEALTH);
+        let cronids: HashMap<(NodeId, Name), CronId> = cronids
+            .0
+            .iter()
+            .filter_map(|e| {
+                Some((keys::node_and_job(&e.key, keys::CRONIDS)?, decode(&e.value).ok()?))
+            })
+            .collect();
+        let mut views: BTreeMap<Name, JobView> = BTreeMap::new();
+        for entry in &specs.0 {
+            let Some(name) = keys::last(&entry.key, keys::JOBS) else { continue };
+            match decode::<JobSpec>(&entry.value) {
+                Ok(spec) => {
+                    let view = definition(&name, spec, entry.mod_revision);
+                    views.insert(name, view);
+                }
+                Err(e) => warn!(job = %name, error = %e, "unreadable definition"),
+            }
+        }
+        for entry in &assignments.0 {
+            let Some((node, name)) = id_of(entry) else { continue };
+            let online = health.contains_key(&node);
+            let current = cronids.get(&(node.clone(), name.clone())).cloned();
+            let on_node = on_node(node, online, entry, current);
+            let view = views.entry(name.clone()).or_insert_with(|| JobView {
+                name,
+                source: JobSource::Etcd,
+                spec: None,
+                revision: None,
+                next: None,
+                nodes: Vec::new(),
+                last_run: None,
+            });
+            if view.source == JobSource::Etcd {
+                view.next = [view.next, next_of(entry)].into_iter().flatten().min();
+            }
+            view.nodes.push(on_node);
+        }
+        Ok(views.into_values().collect())
+    }
+
+    /// One job, with its newest run if the log store answers.
+    pub async fn get_job(&self, name: &Name) -> ApiResult<JobView> {
+        let mut view = self.find_job(name).await?;
+        let names = [name.clone()];
+        match self.store.last_runs(&names).await {
+            Ok(mut runs) => view.last_run = runs.remove(name),
+            Err(e) => warn!(error = %e, "job shown without its last run"),
+        }
+        Ok(view)
+    }
+
+    async fn find_job(&self, name: &Name) -> ApiResult<JobView> {
+        let found = self.list_jobs().await?.into_iter().find(|j| j.name == *name);
+        found.ok_or_else(|| ApiError::not_found("job", name))
+    }
+
+    /// The next `n` slots of a job.
+    pub async fn next_slots(&self, name: &Name, n: usize) -> ApiResult<Vec<Timestamp>> {
+        let assignment = match self.etcd.get(&keys::job(name)).await? {
+            Some(entry) => decode::<JobSpec>(&entry.value)?.assignment(None, Vec::new()),
+            None => {
+                let entries = self.assignments_of(name).await?;
+                let entry = entries.first().ok_or_else(|| ApiError::not_found("job", name))?;
+                Assignment::from_etcd(&entry.value)?
+            }
+        };
+        Ok(match assignment.validate()? {
+            Some(when) if assignment.status == JobStatus::Running => {
+                when.schedule.iter_after(Timestamp::now(), &when.timezone).take(n).collect()
+            }
+            _ => Vec::new(),
+        })
+    }
+
+    /// Runs a job now. Accepted means kept by etcd's quorum.
+    pub async fn trigger(&self, name: &Name, request: &TriggerRequest) -> ApiResult<Triggered> {
+        let only = request.target.as_deref().map(Target::parse).transpose()?;
+        let mut plans = self.trigger_plans(name).await?;
+        if let Some(only) = &only {
+            let data = self.view.read();
+            plans.1.retain(|(node, _)| data.node(node).is_some_and(|n| only.matches(&n)));
+        }
+        let (placement, mut places) = plans;
+        if placement == Placement::Once {
+            // One node is enough: the first that is there, else the first.
+            let data = self.view.read();
+            let first = places.iter().position(|(n, _)| data.health.contains_key(n)).unwrap_or(0);
+            places = places.into_iter().skip(first).take(1).collect();
+        }
+        if places.is_empty() {
+            let message = format!("no node holds job {name} and matches");
+            return Err(ApiError::new(Code::NO_TARGET, message));
+        }
+        let now = meepo_core::run::to_millis(Timestamp::now());
+        let ttl = request.ttl.map_or(DEFAULT_TTL, |d| d.0);
+        let ttl = SignedDuration::try_from(ttl).unwrap_or(SignedDuration::MAX);
+        let expires_at = now.checked_add(ttl).unwrap_or(Timestamp::MAX);
+        let (mut runs, mut puts) = (Vec::new(), Vec::new());
+        for (node, assignment) in places {
+            let run_id = RunId(Uuid::now_v7());
+            let record = TriggerRecord {
+                job: name.clone(),
+                assignment,
+                requested_at: now,
+                expires_at,
+                extra: BTreeMap::new(),
+            };
+            puts.push(TxnOp::put(keys::trigger(&node, run_id), encode(&record), None));
+            runs.push(RunRef { run_id, node });
+        }
+        for group in puts.chunks(MAX_TXN_OPS) {
+            self.etcd.txn("triggers", Txn::new().and_then(group.to_vec())).await?;
+        }
+        info!(job = %name, runs = runs.len(), "triggered");
+        Ok(Triggered { runs })
+    }
+
+    /// Where a job could be run now, and what to run there.
+    async fn trigger_plans(
+        &self,
+        name: &Name,
+    ) -> ApiResult<(Placement, Vec<(NodeId, Assignment)>)> {
+        if let Some(entry) = self.etcd.get(&keys::job(name)).await? {
+            let spec: JobSpec = decode(&entry.value)?;
+            let target = Target::parse(&spec.target)?;
+            let nodes = self.view.read().all_nodes();
+            let assignment = spec.assignment(Some(entry.mod_revision), Vec::new());
+            let places = target.select(nodes.values());
+            let places = places.into_iter().map(|n| (n.id.clone(), assignment.clone())).collect();
+            return Ok((spec.placement, places));
+        }
+        let entries = self.assignments_of(name).await?;
+        if entries.is_empty() {
+            return Err(ApiError::not_found("job", name));
+        }
+        let mut places = Vec::new();
+        for entry in &entries {
+            if let Some((node, _)) = id_of(entry) {
+                let assignment = Assignment::from_etcd(&entry.value)?;
+                places.push((node, assignment));
+            }
+        }
+        Ok((Placement::Each, places))
+    }
+}
+
+/// Node and job of an assignment's key; for the oldest form the job is the `task_id`.
+fn id_of(entry: &Entry) -> Option<(NodeId, Name)> {
+    if let Some(pair) = keys::node_and_job(&entry.key, keys::ASSIGNMENTS) {
+        return Some(pair);
+    }
+    let (node, rest) = keys::node_and_rest(&entry.key, keys::ASSIGNMENTS)?;
+    let task_id = decode::<Assignment>(&entry.value).ok()?.task_id?;
+    rest.is_empty().then_some((node, task_id))
+}
+
+fn definition(name: &Name, spec: JobSpec, revision: i64) -> JobView {
+    let when = spec.assignment(None, Vec::new()).validate().ok().flatten();
+    let next = when
+        .filter(|_| spec.status == JobStatus::Running)
+        .and_then(|w| w.schedule.next_after(Timestamp::now(), &w.timezone));
+    JobView {
+        name: name.clone(),
+        source: JobSource::Definition,
+        spec: Some(spec),
+        revision: Some(revision),
+        next,
+        nodes: Vec::new(),
+        last_run: None,
+    }
+}
+
+fn next_of(entry: &Entry) -> Option<Timestamp> {
+    let assignment = Assignment::from_etcd(&entry.value).ok()?;
+    let when = assignment.validate().ok()??;
+    match assignment.status {
+        JobStatus::Running => when.schedule.next_after(Timestamp::now(), &when.timezone),
+        JobStatus::Pause => None,
+    }
+}
+
+fn on_node(node: NodeId, online: bool, entry: &Entry, current: Option<CronId>) -> JobOnNode {
+    let (assignment, problem) = match Assignment::from_etcd(&entry.value) {
+        Ok(a) => (Some(a), None),
+        // The same check as the worker's, so the same words.
+        Err(e) => (decode::<Assignment>(&entry.value).ok(), Some(e.to_string())),
+    };
+    JobOnNode {
+        node,
+        online,
+        status: assignment.as_ref().map_or(JobStatus::Running, |a| a.status),
+        express: assignment.as_ref().map(|a| a.express.clone()).unwrap_or_default(),
+        cmd: assignment.map(|a| a.cmd).unwrap_or_default(),
+        problem,
+        current,
+    }
+}

@@ -1,0 +1,42 @@
+//! What the API does, whatever the transport: HTTP and gRPC are thin layers over this.
+
+mod exec;
+mod follow;
+mod forward;
+mod jobs;
+mod nodes;
+mod runs;
+
+pub use exec::{DEFAULT_TIMEOUT, ExecItem, Host};
+pub use follow::FollowItem;
+pub use forward::FORWARDED;
+
+use crate::{metrics::Metrics, sessions::Sessions, view::View};
+use meepo_coord::{Etcd, election::Leadership};
+use meepo_logstore::LogStore;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// Everything operations need. Cloning is cheap.
+#[derive(Clone)]
+pub struct Ops {
+    /// The connection to etcd.
+    pub etcd: Etcd,
+    /// Where runs are kept.
+    pub store: Arc<dyn LogStore>,
+    /// What is known of the fleet.
+    pub view: View,
+    /// Streams of workers, while this master leads.
+    pub sessions: Sessions,
+    /// Who leads.
+    pub leadership: watch::Receiver<Leadership>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Ops {
+    /// This master's term, if it leads.
+    pub fn term(&self) -> Option<i64> {
+        self.leadership.borrow().mine
+    }
+}

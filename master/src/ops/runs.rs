@@ -1,0 +1,94 @@
+//! Runs that were and runs that are.
+
+use super::Ops;
+use crate::error::{ApiError, ApiResult};
+use jiff::Timestamp;
+use meepo_coord::{
+    keys,
+    records::{KillRecord, decode, encode},
+};
+use meepo_core::{
+    api::{CronId, RunList, RunRef},
+    code::Code,
+    id::{NodeId, RunId},
+    run::{OutputChunk, RunRecord},
+};
+use meepo_logstore::RunQuery;
+use std::time::Duration;
+
+/// How long a stop request waits for a worker that is away.
+const KILL_TTL: Duration = Duration::from_secs(60);
+
+impl Ops {
+    /// Runs, newest first.
+    pub async fn list_runs(&self, query: &RunQuery) -> ApiResult<RunList> {
+        let page = self.store.list_runs(query).await?;
+        Ok(RunList { runs: page.runs, next: page.next })
+    }
+
+    /// One run.
+    pub async fn get_run(&self, run_id: RunId) -> ApiResult<RunRecord> {
+        let found = self.store.get_run(run_id).await?;
+        found.ok_or_else(|| ApiError::not_found("run", run_id))
+    }
+
+    /// Output kept so far, and whether nothing follows.
+    pub async fn output(
+        &self,
+        run_id: RunId,
+        after: Option<u64>,
+        limit: usize,
+    ) -> ApiResult<(Vec<OutputChunk>, bool)> {
+        // First the record: if it is final, all output was stored before it.
+        let record = self.get_run(run_id).await?;
+        let chunks = self.store.output(run_id, after, limit).await?;
+        let complete = record.state.is_final() && chunks.is_empty();
+        Ok((chunks, complete))
+    }
+
+    /// Asks for the end of a run. Kept in etcd until the worker takes it, a minute at
+    /// most.
+    pub async fn kill(&self, run_id: RunId) -> ApiResult<RunRef> {
+        let known = self.store.get_run(run_id).await;
+        let node = match known {
+            Ok(Some(record)) if record.state.is_final() => {
+                let message = format!("run {run_id} has ended already: {}", record.state);
+                return Err(ApiError::new(Code::CONFLICT, message));
+            }
+            Ok(Some(record)) => record.node,
+            // Too new for the log store, or the log store is away.
+            other => match self.find_run(run_id).await? {
+                Some(node) => node,
+                None => {
+                    other?;
+                    return Err(ApiError::not_found("run", run_id));
+                }
+            },
+        };
+        let record = KillRecord { requested_at: Timestamp::now(), extra: Default::default() };
+        let lease = self.etcd.grant(KILL_TTL).await?;
+        self.etcd.put(&keys::kill(&node, run_id), encode(&record), Some(lease)).await?;
+        Ok(RunRef { run_id, node })
+    }
+
+    /// The node of a run that the log store does not know yet: it is asked for, or it
+    /// is what some job runs now.
+    pub(super) async fn find_run(&self, run_id: RunId) -> ApiResult<Option<NodeId>> {
+        let (triggers, cronids) = tokio::try_join!(
+            self.etcd.list(keys::TRIGGERS, None),
+            self.etcd.list(keys::CRONIDS, None)
+        )?;
+        let asked = triggers.0.iter().find_map(|e| {
+            let (node, run) = keys::node_and_run(&e.key, keys::TRIGGERS)?;
+            (run == run_id).then_some(node)
+        });
+        let runs = || {
+            cronids.0.iter().find_map(|e| {
+                let (node, _) = keys::node_and_job(&e.key, keys::CRONIDS)?;
+                let id: CronId = decode(&e.value).ok()?;
+                (id.cronid == run_id).then_some(node)
+            })
+        };
+        Ok(asked.or_else(runs))
+    }
+}

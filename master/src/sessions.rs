@@ -1,0 +1,396 @@
+//! The workers' streams to this master while it leads, and who listens to which run.
+//!
+//! Memory is bounded: a subscriber that reads too slowly misses events and asks the
+//! worker for them again, which keeps a run's output up to its limit anyway.
+
+use meepo_coord::records::{decode, encode};
+use meepo_core::{
+    id::{NodeId, RunId},
+    job::Assignment,
+    run::{OutputChunk, RunRecord, Stream},
+};
+use meepo_proto::internal::{self as pb, master_frame::Frame as Order};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+use tokio::sync::mpsc;
+use tracing::{debug, info, warn};
+
+/// Events a subscriber may be behind.
+const BACKLOG: usize = 256;
+/// Orders a worker may be behind.
+pub const ORDERS: usize = 1024;
+
+/// All sessions of this master. Cloning is cheap.
+#[derive(Clone, Default)]
+pub struct Sessions {
+    inner: Arc<Mutex<Inner>>,
+    ids: Arc<AtomicU64>,
+}
+
+#[derive(Default)]
+struct Inner {
+    nodes: HashMap<NodeId, Connection>,
+    runs: HashMap<RunId, Followed>,
+}
+
+struct Connection {
+    id: u64,
+    term: i64,
+    orders: mpsc::Sender<pb::MasterFrame>,
+}
+
+struct Followed {
+    node: NodeId,
+    subscribers: Vec<Subscriber>,
+}
+
+struct Subscriber {
+    id: u64,
+    events: mpsc::Sender<Event>,
+    lagged: Arc<AtomicBool>,
+    /// The chunk it has been sent last, so that it is sent none twice.
+    next: u64,
+}
+
+/// What a subscriber learns of its run.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// It wrote something.
+    Output(OutputChunk),
+    /// It ended.
+    Ended(Arc<RunRecord>),
+    /// The worker does not know it.
+    Unknown,
+    /// The session with the worker broke.
+    Disconnected,
+}
+
+impl Sessions {
+    /// Enters a worker's stream; an older one of the same node ends.
+    pub fn connect(&self, node: NodeId, term: i64, orders: mpsc::Sender<pb::MasterFrame>) -> u64 {
+        let id = self.ids.fetch_add(1, Ordering::Relaxed);
+        let old = self.lock().nodes.insert(node.clone(), Connection { id, term, orders });
+        info!(%node, replaced = old.is_some(), "worker connected");
+        id
+    }
+
+    /// The stream has ended. Subscribers of the node's runs are told.
+    pub fn disconnect(&self, node: &NodeId, id: u64) {
+        let mut inner = self.lock();
+        if inner.nodes.get(node).is_some_and(|c| c.id == id) {
+            inner.nodes.remove(node);
+            inner.runs.retain(|_, run| {
+                let gone = run.node == *node;
+                if gone {
+                    run.tell_all(&Event::Disconnected);
+                }
+                !gone
+            });
+            info!(%node, "worker disconnected");
+        }
+    }
+
+    /// Ends every stream: this master does not lead any more.
+    pub fn clear(&self) {
+        let nodes: Vec<_> = {
+            let inner = self.lock();
+            inner.nodes.iter().map(|(n, c)| (n.clone(), c.id)).collect()
+        };
+        for (node, id) in nodes {
+            self.disconnect(&node, id);
+        }
+    }
+
+    /// Whether the node has a stream to this master.
+    pub fn is_connected(&self, node: &NodeId) -> bool {
+        self.lock().nodes.contains_key(node)
+    }
+
+    /// How many have.
+    pub fn len(&self) -> usize {
+        self.lock().nodes.len()
+    }
+
+    /// Whether none has.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Starts a synchronous command; `None` if the node is not connected or so far
+    /// behind with its orders that it might as well not be.
+    pub fn exec(&self, node: &NodeId, run: RunId, what: &Assignment) -> Option<Subscription> {
+        let subscription = self.subscribe(node, run, 0);
+        let exec = pb::Exec { run_id: run.to_string(), assignment: encode(what).into() };
+        self.order(node, Order::Exec(exec)).then_some(subscription)
+    }
+
+    /// Follows a run from the chunk `from` on; `None` if the node is not connected.
+    pub fn follow(&self, node: &NodeId, run: RunId, from: u64) -> Option<Subscription> {
+        let subscription = self.subscribe(node, run, from);
+        subscription.ask().then_some(subscription)
+    }
+
+    /// Asks a worker to end a run; answers whether the order is on its way.
+    pub fn kill(&self, node: &NodeId, run: RunId) -> bool {
+        self.order(node, Order::Kill(pb::Kill { run_id: run.to_string() }))
+    }
+
+    fn subscribe(&self, node: &NodeId, run: RunId, from: u64) -> Subscription {
+        let (tx, events) = mpsc::channel(BACKLOG);
+        let id = self.ids.fetch_add(1, Ordering::Relaxed);
+        let lagged = Arc::new(AtomicBool::new(false));
+        let subscriber = Subscriber { id, events: tx, lagged: lagged.clone(), next: from };
+        let mut inner = self.lock();
+        let followed = inner
+            .runs
+            .entry(run)
+            .or_insert_with(|| Followed { node: node.clone(), subscribers: Vec::new() });
+        followed.subscribers.push(subscriber);
+        let sessions = self.clone();
+        Subscription { sessions, node: node.clone(), run, id, events, lagged, next: from }
+    }
+
+    fn order(&self, node: &NodeId, order: Order) -> bool {
+        let inner = self.lock();
+        let Some(connection) = inner.nodes.get(node) else { return false };
+        let frame = pb::MasterFrame { term: connection.term, frame: Some(order) };
+        let sent = connection.orders.try_send(frame);
+        if sent.is_err() {
+            warn!(%node, "the worker does not take its orders");
+        }
+        sent.is_ok()
+    }
+
+    /// Hands on what a worker sent.
+    pub fn output(&self, output: pb::Output) {
+        let Ok(run_id) = output.run_id.parse() else { return };
+        let mut inner = self.lock();
+        let Some(run) = inner.runs.get_mut(&run_id) else { return };
+        for chunk in output.chunks {
+            let chunk = chunk_from(run_id, chunk);
+            for subscriber in &mut run.subscribers {
+                subscriber.output(&chunk);
+            }
+        }
+    }
+
+    /// A run has ended.
+    pub fn ended(&self, ended: &pb::Ended) {
+        let record: RunRecord = match decode(&ended.record) {
+            Ok(record) => record,
+            Err(e) => return warn!(run = ended.run_id, error = %e, "unreadable end of a run"),
+        };
+        let event = Event::Ended(Arc::new(record.clone()));
+        if let Some(run) = self.lock().runs.get_mut(&record.run_id) {
+            run.tell_all(&event);
+        }
+    }
+
+    /// A worker does not know a run.
+    pub fn unknown(&self, run: &str) {
+        let Ok(run) = run.parse::<RunId>() else { return };
+        if let Some(run) = self.lock().runs.get_mut(&run) {
+            run.tell_all(&Event::Unknown);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Nothing is left half done in the critical sections above.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Followed {
+    fn tell_all(&mut self, event: &Event) {
+        for subscriber in &self.subscribers {
+            subscriber.tell(event.clone());
+        }
+    }
+}
+
+impl Subscriber {
+    fn output(&mut self, chunk: &OutputChunk) {
+        // Another subscriber asked for earlier chunks than this one needs.
+        if chunk.seq < self.next || self.lagged.load(Ordering::Acquire) {
+            return;
+        }
+        if self.tell(Event::Output(chunk.clone())) {
+            self.next = chunk.seq + 1;
+        }
+    }
+
+    fn tell(&self, event: Event) -> bool {
+        let told = self.events.try_send(event).is_ok();
+        if !told {
+            self.lagged.store(true, Ordering::Release);
+        }
+        told
+    }
+}
+
+/// A subscriber's end. Dropping it unsubscribes.
+pub struct Subscription {
+    sessions: Sessions,
+    node: NodeId,
+    run: RunId,
+    id: u64,
+    events: mpsc::Receiver<Event>,
+    lagged: Arc<AtomicBool>,
+    next: u64,
+}
+
+impl Subscription {
+    /// What happens next. After [`Event::Ended`], [`Event::Unknown`] or
+    /// [`Event::Disconnected`] nothing more comes. Cancel safe.
+    pub async fn next(&mut self) -> Event {
+        loop {
+            let event = match self.events.try_recv() {
+                Ok(event) => event,
+                Err(_) => {
+                    // What was missed is asked for once everything before it is read.
+                    if self.lagged.load(Ordering::Acquire) && !self.ask() {
+                        return Event::Disconnected;
+                    }
+                    match self.events.recv().await {
+                        Some(event) => event,
+                        None => return Event::Disconnected,
+                    }
+                }
+            };
+            match &event {
+                Event::Output(chunk) if chunk.seq < self.next => {}
+                Event::Output(chunk) => {
+                    self.next = chunk.seq + 1;
+                    return event;
+                }
+                _ => return event,
+            }
+        }
+    }
+
+    /// Asks the worker for everything that some subscriber has not got yet.
+    fn ask(&self) -> bool {
+        let from = {
+            let mut inner = self.sessions.lock();
+            let Some(run) = inner.runs.get_mut(&self.run) else { return false };
+            for s in run.subscribers.iter_mut().filter(|s| s.id == self.id) {
+                s.next = self.next;
+            }
+            self.lagged.store(false, Ordering::Release);
+            run.subscribers.iter().map(|s| s.next).min().unwrap_or(self.next)
+        };
+        let after = from.checked_sub(1);
+        let follow = pb::Follow { run_id: self.run.to_string(), after };
+        self.sessions.order(&self.node, Order::Follow(follow))
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        let last = {
+            let mut inner = self.sessions.lock();
+            let Some(run) = inner.runs.get_mut(&self.run) else { return };
+            run.subscribers.retain(|s| s.id != self.id);
+            let last = run.subscribers.is_empty();
+            if last {
+                inner.runs.remove(&self.run);
+            }
+            last
+        };
+        if last {
+            let unfollow = pb::Unfollow { run_id: self.run.to_string() };
+            let sent = self.sessions.order(&self.node, Order::Unfollow(unfollow));
+            debug!(run = %self.run, sent, "nobody follows the run any more");
+        }
+    }
+}
+
+/// A chunk as it came over the wire.
+pub fn chunk_from(run_id: RunId, chunk: pb::Chunk) -> OutputChunk {
+    OutputChunk {
+        run_id,
+        seq: chunk.seq,
+        stream: if chunk.stderr { Stream::Stderr } else { Stream::Stdout },
+        at: jiff::Timestamp::from_millisecond(chunk.at_ms).unwrap_or_default(),
+        data: chunk.data.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use meepo_core::id::Name;
+
+    fn output(run: RunId, seqs: std::ops::Range<u64>) -> pb::Output {
+        let chunks = seqs
+            .map(|seq| pb::Chunk { seq, stderr: false, at_ms: 0, data: vec![b'x'].into() })
+            .collect();
+        pb::Output { run_id: run.to_string(), chunks }
+    }
+
+    fn setup() -> (Sessions, NodeId, RunId, mpsc::Receiver<pb::MasterFrame>) {
+        let sessions = Sessions::default();
+        let node = Name::new("127.0.0.2").unwrap();
+        let (tx, orders) = mpsc::channel(ORDERS);
+        sessions.connect(node.clone(), 7, tx);
+        (sessions, node, "0190a5d2-7c4e-7b1a-8000-000000000001".parse().unwrap(), orders)
+    }
+
+    async fn seq(s: &mut Subscription) -> u64 {
+        match s.next().await {
+            Event::Output(chunk) => chunk.seq,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn each_subscriber_sees_every_chunk_once_in_order() {
+        let (sessions, node, run, mut orders) = setup();
+        let mut first = sessions.follow(&node, run, 0).unwrap();
+        sessions.output(output(run, 0..3));
+        let mut second = sessions.follow(&node, run, 1).unwrap();
+        // The worker starts over from what the slowest needs.
+        sessions.output(output(run, 1..5));
+        for want in 0..5 {
+            assert_eq!(seq(&mut first).await, want);
+        }
+        for want in 1..5 {
+            assert_eq!(seq(&mut second).await, want);
+        }
+        let order = orders.recv().await.unwrap();
+        assert_eq!(order.term, 7);
+    }
+
+    #[tokio::test]
+    async fn a_slow_subscriber_asks_again_for_what_it_missed() {
+        let (sessions, node, run, mut orders) = setup();
+        let mut slow = sessions.follow(&node, run, 0).unwrap();
+        let many = BACKLOG as u64 + 50;
+        sessions.output(output(run, 0..many));
+        for want in 0..BACKLOG as u64 {
+            assert_eq!(seq(&mut slow).await, want);
+        }
+        let reading = tokio::spawn(async move { (seq(&mut slow).await, slow) });
+        assert!(matches!(orders.recv().await.unwrap().frame, Some(Order::Follow(_))));
+        match orders.recv().await.unwrap().frame {
+            Some(Order::Follow(f)) => assert_eq!(f.after, Some(BACKLOG as u64 - 1)),
+            other => panic!("{other:?}"),
+        }
+        sessions.output(output(run, BACKLOG as u64..many));
+        assert_eq!(reading.await.unwrap().0, BACKLOG as u64);
+    }
+
+    #[tokio::test]
+    async fn a_lost_session_is_told_and_nobody_is_asked_any_more() {
+        let (sessions, node, run, _orders) = setup();
+        let mut s = sessions.follow(&node, run, 0).unwrap();
+        sessions.clear();
+        assert!(matches!(s.next().await, Event::Disconnected));
+        assert!(sessions.follow(&node, run, 0).is_none() && sessions.is_empty());
+    }
+}

@@ -1,0 +1,198 @@
+//! What this master knows of the fleet without asking: nodes, definitions and
+//! assignments, kept by one watch. The API reads etcd itself where the answer must be
+//! of this moment; the view serves synchronous commands and the leader's planning.
+
+use meepo_coord::{
+    Entry, Etcd, keys,
+    records::decode,
+    watch::{Batch, Change, Options, watch},
+};
+use meepo_core::{
+    id::{Name, NodeId},
+    job::{Assignment, JobSpec},
+    node::{Health, NodeInfo, NodeRecord},
+    placement::{At, Held, Snapshot},
+};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+};
+use tokio::sync::{mpsc, watch as cell};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+/// The view. Cloning is cheap.
+#[derive(Clone)]
+pub struct View {
+    data: Arc<RwLock<Data>>,
+    version: Arc<cell::Sender<Version>>,
+}
+
+/// How new the view is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Version {
+    /// Everything has been listed at least once.
+    pub complete: bool,
+    /// etcd's revision of the last change seen.
+    pub revision: i64,
+}
+
+/// What is known.
+#[derive(Default)]
+pub struct Data {
+    /// Records of nodes ever seen.
+    pub nodes: BTreeMap<NodeId, NodeRecord>,
+    /// Records of nodes that are there.
+    pub health: BTreeMap<NodeId, Health>,
+    /// Definitions.
+    pub jobs: BTreeMap<Name, At<JobSpec>>,
+    /// Assignments, as far as placement cares.
+    pub assignments: BTreeMap<(NodeId, Name), At<Held>>,
+}
+
+impl Data {
+    /// A node as targets see it; facts and labels are the newest known.
+    pub fn node(&self, id: &NodeId) -> Option<NodeInfo> {
+        match (self.health.get(id), self.nodes.get(id)) {
+            (Some(h), _) => Some(info(id, true, &h.labels, &h.facts)),
+            (None, Some(n)) => Some(info(id, false, &n.labels, &n.facts)),
+            (None, None) => None,
+        }
+    }
+
+    /// Every node ever seen.
+    pub fn all_nodes(&self) -> BTreeMap<NodeId, NodeInfo> {
+        self.nodes
+            .keys()
+            .chain(self.health.keys())
+            .filter_map(|id| Some((id.clone(), self.node(id)?)))
+            .collect()
+    }
+
+    /// What placement is planned from.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            jobs: self.jobs.clone(),
+            nodes: self.all_nodes(),
+            assignments: self.assignments.clone(),
+        }
+    }
+
+    fn put(&mut self, entry: &Entry) {
+        let key = entry.key.as_str();
+        let unreadable = |e: &dyn std::fmt::Display| warn!(key, error = %e, "unreadable value");
+        if let Some(id) = keys::last(key, keys::HEALTH) {
+            match decode(&entry.value) {
+                Ok(health) => drop(self.health.insert(id, health)),
+                Err(e) => unreadable(&e),
+            }
+        } else if let Some(id) = keys::last(key, keys::NODES) {
+            match decode(&entry.value) {
+                Ok(node) => drop(self.nodes.insert(id, node)),
+                Err(e) => unreadable(&e),
+            }
+        } else if let Some(name) = keys::last(key, keys::JOBS) {
+            match decode(&entry.value) {
+                Ok(value) => {
+                    self.jobs.insert(name, At { value, revision: entry.mod_revision });
+                }
+                // What the job has on nodes is kept: it may be of a newer version.
+                Err(e) => unreadable(&e),
+            }
+        } else if let Some(pair) = keys::node_and_job(key, keys::ASSIGNMENTS) {
+            let value = match decode::<Assignment>(&entry.value) {
+                Ok(a) if a.spec_revision.is_some() => Held::Ours(Box::new(a)),
+                _ => Held::Foreign,
+            };
+            self.assignments.insert(pair, At { value, revision: entry.mod_revision });
+        }
+    }
+
+    fn delete(&mut self, key: &str) {
+        if let Some(id) = keys::last(key, keys::HEALTH) {
+            self.health.remove(&id);
+        } else if let Some(id) = keys::last(key, keys::NODES) {
+            self.nodes.remove(&id);
+        } else if let Some(name) = keys::last(key, keys::JOBS) {
+            self.jobs.remove(&name);
+        } else if let Some(pair) = keys::node_and_job(key, keys::ASSIGNMENTS) {
+            self.assignments.remove(&pair);
+        }
+    }
+}
+
+fn info(
+    id: &NodeId,
+    online: bool,
+    labels: &BTreeMap<String, String>,
+    facts: &meepo_core::node::Facts,
+) -> NodeInfo {
+    NodeInfo { id: id.clone(), online, labels: labels.clone(), facts: facts.clone() }
+}
+
+impl View {
+    /// An empty view; [`View::keep`] fills it.
+    pub fn new() -> Self {
+        Self { data: Arc::default(), version: Arc::new(cell::Sender::new(Version::default())) }
+    }
+
+    /// Follows etcd until `stop` is cancelled.
+    pub async fn keep(self, etcd: Etcd, stop: CancellationToken) -> anyhow::Result<()> {
+        let (tx, mut rx) = mpsc::channel(64);
+        let prefixes = [keys::NODES, keys::HEALTH, keys::JOBS, keys::ASSIGNMENTS];
+        let prefixes = prefixes.map(str::to_owned).to_vec();
+        let watching = watch(etcd, prefixes, Options::default(), tx, stop);
+        let applying = async {
+            while let Some(batch) = rx.recv().await {
+                self.apply(batch);
+            }
+        };
+        tokio::join!(watching, applying);
+        Ok(())
+    }
+
+    fn apply(&self, batch: Batch) {
+        let mut data = self.data.write().unwrap_or_else(PoisonError::into_inner);
+        let mut version = *self.version.borrow();
+        match batch {
+            Batch::Reset { entries, revision } => {
+                *data = Data::default();
+                entries.iter().for_each(|e| data.put(e));
+                version = Version { complete: true, revision };
+            }
+            Batch::Changes(changes) => {
+                for change in changes {
+                    let revision = match &change {
+                        Change::Put(entry) => {
+                            data.put(entry);
+                            entry.mod_revision
+                        }
+                        Change::Delete { key, revision, .. } => {
+                            data.delete(key);
+                            *revision
+                        }
+                    };
+                    version.revision = version.revision.max(revision);
+                }
+            }
+        }
+        drop(data);
+        self.version.send_replace(version);
+    }
+
+    /// What is known now. Hold it briefly.
+    pub fn read(&self) -> RwLockReadGuard<'_, Data> {
+        self.data.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells when something changes.
+    pub fn changes(&self) -> cell::Receiver<Version> {
+        self.version.subscribe()
+    }
+}
+
+impl Default for View {
+    fn default() -> Self {
+        Self::new()
+    }
+}
