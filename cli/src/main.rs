@@ -23,13 +23,9 @@ mod testing;
 use clap::Parser;
 use std::{io::Write, process::ExitCode};
 
-/// First argument of the copy of ourselves that turns into a job's process.
-const EXEC_HELPER: &str = "__exec-helper";
-
 fn main() -> ExitCode {
-    if std::env::args_os().nth(1).is_some_and(|a| a == EXEC_HELPER) {
-        return server::exec_helper();
-    }
+    // A copy of ourselves turns into the process of a job that runs as another user.
+    meepo_worker::process::exec_helper_entry();
     let cli = args::Cli::parse_from(args::normalise(std::env::args_os()));
     match commands::dispatch(cli) {
         Ok(code) => ExitCode::from(code),

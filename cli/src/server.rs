@@ -1,32 +1,229 @@
-//! `meepo server`: master, worker, log store and etcd in one process.
+//! `meepo server`: etcd, a master, a worker and a log store in one process.
+//!
+//! The parts talk to each other as they would on different machines, over etcd and
+//! gRPC on loopback: what works here works in a fleet.
 
 use crate::{
     args::ServerArgs,
+    commands::{apply, documents},
     error::{CliError, CliResult, exit},
     etcd_child::{EtcdChild, EtcdOptions},
 };
-use std::process::ExitCode;
+use anyhow::Context;
+use meepo_core::{id::Name, job::JobSpec};
+use meepo_master::Master;
+use meepo_runtime::{
+    tasks,
+    telemetry::{self, LogFormat},
+};
+use meepo_worker::Worker;
+use std::{collections::BTreeMap, io::Write, time::Duration};
+use tracing::{info, warn};
 
-/// Entry point of the copy of ourselves that turns into a job's process.
-pub(crate) fn exec_helper() -> ExitCode {
-    ExitCode::from(exit::INTERNAL)
-}
+/// How long the start may take before the banner says that something is missing.
+const READY: Duration = Duration::from_secs(30);
+/// Leases are short: there is nobody to take over, and a restart should not wait.
+const LEASE_TTL: Duration = Duration::from_secs(5);
 
 /// Runs until it is told to stop.
 pub(crate) fn run(args: ServerArgs) -> CliResult<u8> {
+    telemetry::init(LogFormat::Text);
+    let internal = |e: anyhow::Error| CliError::new(exit::FAILED, format!("{e:#}"));
+    let jobs = load_jobs(&args)?;
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|e| CliError::new(exit::INTERNAL, format!("cannot start the runtime: {e}")))?
-        .block_on(serve(args))
+        .map_err(|e| internal(e.into()))?
+        .block_on(serve(args, jobs))
+        .map_err(internal)
 }
 
-async fn serve(args: ServerArgs) -> CliResult<u8> {
-    let etcd = EtcdChild::start(EtcdOptions::new(&args.data_dir, args.etcd_port))
-        .await
-        .map_err(|e| CliError::new(exit::UNAVAILABLE, format!("{e:#}")))?;
-    tracing::info!(endpoint = etcd.endpoint(), "etcd is ready");
-    let _ = tokio::signal::ctrl_c().await;
-    etcd.stop().await;
-    Ok(exit::OK)
+/// Reads the definitions before anything is started, so that a typing error in one is
+/// an error and not a line in a log.
+fn load_jobs(args: &ServerArgs) -> CliResult<Vec<JobSpec>> {
+    let Some(dir) = &args.jobs else { return Ok(Vec::new()) };
+    let (documents, mut errors) = documents::load(std::slice::from_ref(dir));
+    let (definitions, invalid) = apply::validate(documents);
+    errors.extend(invalid);
+    match errors.into_iter().next() {
+        Some(e) => Err(e),
+        None => Ok(definitions.into_iter().map(|d| d.spec).collect()),
+    }
+}
+
+async fn serve(args: ServerArgs, jobs: Vec<JobSpec>) -> anyhow::Result<u8> {
+    let termination = tasks::termination();
+    tokio::pin!(termination);
+    std::fs::create_dir_all(&args.data_dir)
+        .with_context(|| format!("cannot create {}", args.data_dir.display()))?;
+    let etcd = match args.etcd.is_empty() {
+        true => {
+            let starting = EtcdChild::start(EtcdOptions::new(&args.data_dir, args.etcd_port));
+            tokio::select! {
+                started = starting => Some(started?),
+                signal = &mut termination => {
+                    info!(signal = signal?, "asked to end");
+                    return Ok(exit::OK);
+                }
+            }
+        }
+        false => None,
+    };
+    let outcome = with_etcd(&args, jobs, etcd.as_ref(), termination).await;
+    if let Some(etcd) = etcd {
+        etcd.stop().await;
+    }
+    outcome
+}
+
+async fn with_etcd(
+    args: &ServerArgs,
+    jobs: Vec<JobSpec>,
+    etcd: Option<&EtcdChild>,
+    termination: impl Future<Output = std::io::Result<&'static str>>,
+) -> anyhow::Result<u8> {
+    let endpoints = match etcd {
+        Some(etcd) => vec![etcd.endpoint().to_owned()],
+        None => args.etcd.clone(),
+    };
+    let own_store = format!("sqlite:{}", args.data_dir.join("logs.db").display());
+    let master = Master::start(meepo_master::Config {
+        etcd: endpoints.clone(),
+        http: args.http,
+        grpc: args.grpc,
+        advertise: None,
+        logs: args.logs.clone().unwrap_or(own_store),
+        data_dir: args.data_dir.clone(),
+        lease_ttl: LEASE_TTL,
+        log_format: LogFormat::Text,
+    })
+    .await?;
+    let own_etcd_node = etcd.and_then(|_| Name::new("127.0.0.1").ok());
+    let worker_dir = args.data_dir.join("worker");
+    let worker = Worker::start(meepo_worker::Config {
+        etcd: endpoints,
+        node: args.node.clone().or(own_etcd_node),
+        pid_file: worker_dir.join("worker.pid"),
+        data_dir: worker_dir,
+        // An SQLite file has one writer, the master; a MongoDB is written to directly.
+        logs: args.logs.clone().filter(|url| url.starts_with("mongodb")),
+        metrics: args.metrics,
+        lease_ttl: LEASE_TTL,
+        max_running: 512,
+        spool_limit: 1 << 30,
+        log_format: LogFormat::Text,
+        labels: BTreeMap::new(),
+    })
+    .await;
+    let worker = match worker {
+        Ok(worker) => worker,
+        Err(e) => {
+            master.shutdown().await;
+            return Err(e);
+        }
+    };
+    let work = async {
+        ready(&master, &worker).await;
+        let applied = apply_missing(&master, jobs).await;
+        banner(args, &master, &worker, etcd, applied);
+        std::future::pending::<()>().await;
+    };
+    let failure = tokio::select! {
+        signal = termination => { info!(signal = signal?, "asked to end"); None }
+        failure = master.failed() => Some(format!("master: {failure}")),
+        failure = worker.failed() => Some(format!("worker: {failure}")),
+        () = work => None,
+    };
+    // The worker first: its last records go through the master.
+    worker.shutdown().await;
+    master.shutdown().await;
+    match failure {
+        Some(reason) => anyhow::bail!("ended because of a failure: {reason}"),
+        None => Ok(exit::OK),
+    }
+}
+
+/// Waits until synchronous commands reach the worker.
+async fn ready(master: &Master, worker: &Worker) {
+    let mut tick = tokio::time::interval(Duration::from_millis(50));
+    let all = async {
+        loop {
+            tick.tick().await;
+            let known = master.ops.view.read().health.contains_key(&worker.node);
+            if known && master.ops.sessions.is_connected(&worker.node) {
+                return;
+            }
+        }
+    };
+    if tokio::time::timeout(READY, all).await.is_err() {
+        warn!("the worker is not connected yet; see the messages above");
+    }
+}
+
+/// Applies the definitions that do not exist yet; answers how many did not.
+async fn apply_missing(master: &Master, jobs: Vec<JobSpec>) -> usize {
+    let mut applied = 0;
+    for spec in jobs {
+        let name = spec.name.clone();
+        let outcome = match master.ops.get_job(&name).await {
+            Ok(_) => continue,
+            Err(e) if e.0.code == meepo_core::code::Code::NOT_FOUND => master.ops.apply(spec).await,
+            Err(e) => Err(e),
+        };
+        match outcome {
+            Ok(_) => applied += 1,
+            Err(e) => warn!(job = %name, error = %e, "cannot apply the definition"),
+        }
+    }
+    applied
+}
+
+fn banner(
+    args: &ServerArgs,
+    master: &Master,
+    worker: &Worker,
+    etcd: Option<&EtcdChild>,
+    applied: usize,
+) {
+    let mut text = String::from("\nmeepo is ready.\n\n");
+    let mut line = |name: &str, value: String| text.push_str(&format!("  {name:<10} {value}\n"));
+    line("node", worker.node.to_string());
+    line("HTTP API", format!("http://{}   (document: /openapi.json)", master.http));
+    line("gRPC", format!("{}", master.grpc));
+    match etcd {
+        Some(etcd) => line(
+            "etcd",
+            format!(
+                "{}   (its log: {})",
+                etcd.endpoint(),
+                args.data_dir.join("etcd.log").display()
+            ),
+        ),
+        None => line("etcd", args.etcd.join(",")),
+    }
+    line("data", args.data_dir.display().to_string());
+    if applied > 0 {
+        line("jobs", format!("{applied} example jobs applied"));
+    }
+    // The words that work in the terminal next to this one.
+    let program = std::env::args().next().unwrap_or_else(|| "meepo".into());
+    let master_flag = match master.http.port() == 7600 && master.http.ip().is_loopback() {
+        true => String::new(),
+        false => format!(" --master http://{}", master.http),
+    };
+    let meepo = format!("{program}{master_flag}");
+    text.push_str("\nIn another terminal:\n\n");
+    for (command, what) in [
+        ("node list", "who is there"),
+        ("run -t all -- uname -a", "a command on every node"),
+        ("job list", "what is scheduled"),
+        ("runs", "what happened"),
+        ("job trigger hello --follow", "run a job now and watch it"),
+    ] {
+        text.push_str(&format!("  {:<52} # {what}\n", format!("{meepo} {command}")));
+    }
+    text.push_str("\nCtrl-C stops everything; the data stays.\n\n");
+    // A closed terminal is no reason to stop.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    let _ = std::io::stdout().flush();
 }

@@ -49,7 +49,7 @@ pub struct Settings {
     /// `text` or `json`. [default: text]
     #[arg(long, env = "MEEPO_LOG_FORMAT")]
     pub log_format: Option<LogFormat>,
-    /// File that holds the process id. [default: /run/meepo/worker.pid]
+    /// File that holds the process id. [default: worker.pid in the data directory]
     #[arg(long, env = "MEEPO_PID_FILE")]
     pub pid_file: Option<PathBuf>,
     /// A label of this node as KEY=VALUE, may be given several times.
@@ -122,17 +122,19 @@ impl Settings {
         );
         let etcd = self.etcd.or(base.etcd).unwrap_or(vec!["http://127.0.0.1:2379".into()]);
         anyhow::ensure!(!etcd.is_empty(), "etcd: empty list; expected at least one URL");
+        let data_dir = self.data_dir.or(base.data_dir).unwrap_or("/var/lib/meepo-worker".into());
+        let pid_file = self.pid_file.or(base.pid_file);
         Ok(Config {
             etcd,
             node: self.node.or(base.node),
-            data_dir: self.data_dir.or(base.data_dir).unwrap_or("/var/lib/meepo-worker".into()),
+            pid_file: pid_file.unwrap_or_else(|| data_dir.join("worker.pid")),
+            data_dir,
             logs: self.logs.or(base.logs),
             metrics,
             lease_ttl,
             max_running,
             spool_limit: self.spool_limit.or(base.spool_limit).unwrap_or(1 << 30),
             log_format: self.log_format.or(base.log_format).unwrap_or_default(),
-            pid_file: self.pid_file.or(base.pid_file).unwrap_or("/run/meepo/worker.pid".into()),
             labels,
         })
     }
