@@ -48,6 +48,7 @@ impl ApiError {
             Code::CONFLICT => StatusCode::CONFLICT,
             Code::TOO_LARGE => StatusCode::PAYLOAD_TOO_LARGE,
             Code::METHOD => StatusCode::METHOD_NOT_ALLOWED,
+            Code::FORBIDDEN => StatusCode::FORBIDDEN,
             Code::NO_TARGET => StatusCode::UNPROCESSABLE_ENTITY,
             Code::BUSY => StatusCode::TOO_MANY_REQUESTS,
             c if c.kind() == code::VALIDATION => StatusCode::BAD_REQUEST,
@@ -100,6 +101,7 @@ impl From<ApiError> for Status {
         let code = match e.status() {
             StatusCode::NOT_FOUND => tonic::Code::NotFound,
             StatusCode::CONFLICT => tonic::Code::FailedPrecondition,
+            StatusCode::FORBIDDEN => tonic::Code::PermissionDenied,
             StatusCode::PAYLOAD_TOO_LARGE | StatusCode::TOO_MANY_REQUESTS => {
                 tonic::Code::ResourceExhausted
             }

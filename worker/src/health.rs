@@ -45,13 +45,17 @@ pub async fn publish(
     let mut backoff = Backoff::new(Duration::from_secs(5));
     let mut bound_to = None;
     let mut again: Option<Instant> = None;
+    let mut registered_at = Timestamp::now();
     loop {
         let id = lease.borrow_and_update().id();
         let changed = status.borrow().clone();
         if let Some(id) = id
             && (bound_to != Some(id) || again.is_none_or(|at| at <= Instant::now()))
         {
-            match write(&etcd, &me, id, &changed).await {
+            if bound_to != Some(id) {
+                registered_at = Timestamp::now();
+            }
+            match write(&etcd, &me, id, registered_at, &changed).await {
                 Ok(()) => {
                     if bound_to != Some(id) {
                         info!(node = %me.node, "registered");
@@ -83,13 +87,19 @@ pub async fn publish(
     }
 }
 
-async fn write(etcd: &Etcd, me: &Identity, lease: i64, status: &Status) -> anyhow::Result<()> {
+async fn write(
+    etcd: &Etcd,
+    me: &Identity,
+    lease: i64,
+    registered_at: Timestamp,
+    status: &Status,
+) -> anyhow::Result<()> {
     let facts = tokio::task::spawn_blocking(facts::gather).await?;
     let node = NodeRecord {
         labels: me.labels.clone(),
         facts: facts.clone(),
         version: VERSION.into(),
-        registered_at: Timestamp::now(),
+        registered_at,
         extra: BTreeMap::new(),
     };
     let health = Health {

@@ -61,6 +61,7 @@ codes! {
     NOT_FOUND = 0x0309, "no such job, run or node";
     CONFLICT = 0x030A, "the object has changed or already exists";
     METHOD = 0x030B, "the path exists but not with this method or content type";
+    FORBIDDEN = 0x030C, "the request may not be made this way";
     ETCD = 0x0400, "etcd cannot be reached or has no leader";
     LOG_STORE = 0x0401, "the log store cannot be reached";
     NO_LEADER = 0x0402, "no master leads at the moment";

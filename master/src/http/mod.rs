@@ -1,5 +1,6 @@
 //! The HTTP API: REST under `/v1`, plus health, metrics and the OpenAPI document.
 
+mod browser;
 mod extract;
 mod handlers;
 mod openapi;
@@ -65,6 +66,7 @@ fn router(app: App) -> Router {
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::from_fn(browser::refuse))
         .layer(middleware::from_fn_with_state(app.clone(), count))
         .with_state(app)
 }
