@@ -8,14 +8,15 @@ use crate::{
     metrics::Metrics,
     state::{SpoolItem, State},
 };
-use anyhow::{Context, bail};
+use anyhow::anyhow;
+use meepo_coord::records;
 use meepo_core::{id::NodeId, run::Stream};
-use meepo_logstore::{LogItem, LogStore};
+use meepo_logstore::{LogItem, LogStore, StoreError};
 use meepo_proto::internal::{self as pb, item::Item as PbItem};
 use meepo_runtime::backoff::Backoff;
 use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 /// Items and bytes in one batch.
 const BATCH: (usize, usize) = (512, 1 << 20);
@@ -98,62 +99,104 @@ pub async fn flush(state: &State, sink: &Sink, node: &NodeId, deadline: Duration
 
 async fn batch(state: &State, sink: &Sink, node: &NodeId) -> anyhow::Result<u64> {
     let batch = state.peek(BATCH.0, BATCH.1).await?;
-    let n = batch.items.len() as u64;
-    let last_id = batch.last_id;
+    let (n, last_id) = (batch.items.len() as u64, batch.last_id);
     if batch.unreadable > 0 {
         warn!(items = batch.unreadable, "spooled items cannot be read and are dropped");
     }
-    if n == 0 {
-        if last_id > 0 {
-            state.ack(last_id).await?;
+    if n > 0 {
+        match within(send(sink, node, &batch.items)).await {
+            Err(Failure::Refused(reason)) if n > 1 => {
+                warn!(reason, "a batch was refused, delivering its items one by one");
+                for item in &batch.items {
+                    match within(send(sink, node, std::slice::from_ref(item))).await {
+                        Ok(()) => {}
+                        Err(Failure::Refused(reason)) => lose(item, &reason),
+                        Err(Failure::Later(e)) => return Err(e),
+                    }
+                }
+            }
+            // It would be refused for ever and hold up everything behind it.
+            Err(Failure::Refused(reason)) => batch.items.iter().for_each(|i| lose(i, &reason)),
+            Err(Failure::Later(e)) => return Err(e),
+            Ok(()) => {}
         }
-        return Ok(0);
     }
-    tokio::time::timeout(TIMEOUT, send(sink, node, batch.items))
-        .await
-        .context("the log store did not answer in time")??;
-    state.ack(last_id).await?;
+    if last_id > 0 {
+        state.ack(last_id).await?;
+    }
     Ok(n)
 }
 
-async fn send(sink: &Sink, node: &NodeId, items: Vec<SpoolItem>) -> anyhow::Result<()> {
+fn lose(item: &SpoolItem, reason: &str) {
+    let run_id = match item {
+        SpoolItem::Record(r) => r.run_id,
+        SpoolItem::Chunk(c) => c.run_id,
+    };
+    error!(%run_id, reason, "the log store refuses an item for good; it is dropped");
+}
+
+/// Why a batch was not taken.
+enum Failure {
+    /// It never will be.
+    Refused(String),
+    /// It may be later.
+    Later(anyhow::Error),
+}
+
+async fn within(sending: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    tokio::time::timeout(TIMEOUT, sending)
+        .await
+        .unwrap_or_else(|_| Err(Failure::Later(anyhow!("the log store did not answer in time"))))
+}
+
+async fn send(sink: &Sink, node: &NodeId, items: &[SpoolItem]) -> Result<(), Failure> {
     match sink {
         Sink::Store(store) => {
             let items: Vec<LogItem> = items
-                .into_iter()
+                .iter()
                 .map(|i| match i {
-                    SpoolItem::Record(r) => LogItem::Run(r),
-                    SpoolItem::Chunk(c) => LogItem::Output(c),
+                    SpoolItem::Record(r) => LogItem::Run(r.clone()),
+                    SpoolItem::Chunk(c) => LogItem::Output(c.clone()),
                 })
                 .collect();
-            store.append(&items).await?;
+            store.append(&items).await.map_err(|e| match e {
+                StoreError::Refused { .. } => Failure::Refused(e.to_string()),
+                e => Failure::Later(e.into()),
+            })
         }
         Sink::Master(link) => {
-            let Some(mut client) = link.client() else { bail!("no master leads at the moment") };
-            let items = items.into_iter().map(encode).collect::<anyhow::Result<_>>()?;
+            let Some(mut client) = link.client() else {
+                return Err(Failure::Later(anyhow!("no master leads at the moment")));
+            };
+            let items = items.iter().map(encode).collect();
             let request = pb::DeliverRequest { node: node.to_string(), items };
-            client.deliver(request).await.map_err(|s| {
-                anyhow::anyhow!("the master refused: {:?}: {}", s.code(), s.message())
-            })?;
+            match client.deliver(request).await {
+                Ok(_) => Ok(()),
+                Err(s) if s.code() == tonic::Code::InvalidArgument => {
+                    Err(Failure::Refused(s.message().to_owned()))
+                }
+                Err(s) => {
+                    Err(Failure::Later(anyhow!("the master: {:?}: {}", s.code(), s.message())))
+                }
+            }
         }
     }
-    Ok(())
 }
 
-fn encode(item: SpoolItem) -> anyhow::Result<pb::Item> {
+fn encode(item: &SpoolItem) -> pb::Item {
     let item = match item {
-        SpoolItem::Record(record) => PbItem::Run(serde_json::to_vec(&record)?.into()),
+        SpoolItem::Record(record) => PbItem::Run(records::encode(record).into()),
         SpoolItem::Chunk(c) => PbItem::Output(pb::Output {
             run_id: c.run_id.to_string(),
             chunks: vec![pb::Chunk {
                 seq: c.seq,
                 stderr: c.stream == Stream::Stderr,
                 at_ms: c.at.as_millisecond(),
-                data: c.data.into(),
+                data: c.data.clone().into(),
             }],
         }),
     };
-    Ok(pb::Item { item: Some(item) })
+    pb::Item { item: Some(item) }
 }
 
 fn observe(state: &State, metrics: &Metrics) {

@@ -43,6 +43,15 @@ pub(super) struct Overlap {
 }
 
 impl Overlap {
+    /// Takes out a run that has not begun yet.
+    fn take(&mut self, run_id: RunId) -> Option<Asked> {
+        let mut queues = self.waiting.values_mut().chain([&mut self.ready]);
+        queues.find_map(|queue| {
+            let at = queue.iter().position(|(plan, _)| plan.run_id == run_id)?;
+            queue.remove(at)
+        })
+    }
+
     /// Forgets what waits for a job that is gone. What runs goes on to its end.
     pub(super) fn drop_waiting(&mut self, job: &Name) {
         self.waiting.remove(job);
@@ -240,6 +249,22 @@ impl Agent {
         if let Some(key) = request {
             self.engine.delete_key(key);
         }
+    }
+
+    /// Ends a run that waits for its turn. Answers whether there was one.
+    pub(super) async fn kill_waiting(&mut self, run_id: RunId) -> bool {
+        let Some((plan, request)) = self.overlap.take(run_id) else { return false };
+        let why = Some("ended on request before it started".to_owned());
+        let record = plan.not_run(&self.engine.node, RunState::Killed, Code::KILLED, why);
+        self.engine.settle(&[record], None).await;
+        if let Some(key) = request {
+            self.engine.delete_key(key);
+        }
+        if let Some(job) = plan.job {
+            // If it was ready, it held the job's turn.
+            self.ended(job, run_id).await;
+        }
+        true
     }
 
     /// Lines a plan up for a place on this node.

@@ -2,21 +2,21 @@
 //! what starts. Nothing in it waits for the network or for a process; runs are tasks
 //! of their own and report back.
 
+mod asked;
 mod fire;
 mod table;
 
 use crate::{
     agenda::Agenda,
     engine::{Engine, Plan},
-    process::KillReason,
     state::SnapshotEntry,
     timer::{WallTimer, Woken},
 };
 use fire::Overlap;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use meepo_coord::{
     Entry, Etcd, keys,
-    records::{ClaimRecord, TriggerRecord, decode},
+    records::{ClaimRecord, decode},
     watch::{Batch, Change},
 };
 use meepo_core::{
@@ -25,7 +25,6 @@ use meepo_core::{
     id::{Name, RunId},
     job::Assignment,
     node::{MAX_PROBLEMS, Problem},
-    run::{Cause, RunState},
 };
 use meepo_runtime::backoff::Backoff;
 use std::{
@@ -36,10 +35,13 @@ use std::{
 use table::{Job, Table, read};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 /// How long a starting worker waits for etcd before it goes on with what it knew.
 const SNAPSHOT_AFTER: Duration = Duration::from_secs(3);
+
+/// A clock that goes back by more than this was wrong before.
+const CORRECTION: SignedDuration = SignedDuration::from_hours(3);
 
 /// What the agent tells the health record.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -141,7 +143,7 @@ impl Agent {
                 woken = timer.wait() => {
                     if woken == Woken::ClockSet {
                         warn!("the wall clock was set; looking at all schedules anew");
-                        self.reschedule();
+                        self.reschedule().await;
                     }
                 }
             }
@@ -267,6 +269,15 @@ impl Agent {
             None => None,
         };
         debug!(job = %id, express = assignment.express, "job loaded");
+        let after = match after {
+            // crond(8) takes a change of more than three hours for a correction.
+            Some(after) if after > now + CORRECTION => {
+                warn!(job = %id, %after, "the clock was far ahead; the schedule starts anew");
+                self.forget(id.clone()).await;
+                None
+            }
+            after => after,
+        };
         let fresh = after.is_none();
         let job = Job {
             key: entry.key.clone(),
@@ -343,49 +354,6 @@ impl Agent {
         });
     }
 
-    /// A run or an end asked for by key.
-    async fn asked(&mut self, entry: Entry) {
-        let node = self.engine.node.clone();
-        let own = |prefix: &str| entry.key.strip_prefix(prefix).map(str::parse::<RunId>);
-        if let Some(run_id) = own(&keys::kills_of(&node)) {
-            match run_id {
-                Ok(run_id) if self.engine.registry.kill(run_id, KillReason::Requested) => {
-                    info!(%run_id, "ending the run on request");
-                }
-                _ => debug!(key = entry.key, "asked to end a run that is not active"),
-            }
-            self.engine.delete_key(entry.key);
-        } else if let Some(run_id) = own(&keys::triggers_of(&node)) {
-            match (run_id, decode::<TriggerRecord>(&entry.value)) {
-                (Ok(run_id), Ok(trigger)) => {
-                    self.triggered(run_id, trigger, entry.key).await;
-                }
-                (Err(e), _) | (_, Err(e)) => {
-                    warn!(key = entry.key, error = %e, "unreadable request dropped");
-                    self.engine.delete_key(entry.key);
-                }
-            }
-        }
-    }
-
-    async fn triggered(&mut self, run_id: RunId, trigger: TriggerRecord, key: String) {
-        let plan = Plan {
-            run_id,
-            job: Some(trigger.job),
-            assignment: Arc::new(trigger.assignment),
-            slot: trigger.requested_at,
-            cause: Cause::Trigger,
-            fence: None,
-        };
-        if Timestamp::now() > trigger.expires_at {
-            let record = plan.not_run(&self.engine.node, RunState::Missed, Code::EXPIRED, None);
-            self.engine.settle(&[record], None).await;
-            self.engine.delete_key(key);
-        } else {
-            self.start(plan, Some(key)).await;
-        }
-    }
-
     async fn reported(&mut self, report: Report) {
         match report {
             Report::Ended { job, run_id } => self.ended(job, run_id).await,
@@ -409,11 +377,19 @@ impl Agent {
         }
     }
 
-    /// Looks at every schedule again after the clock was set. Slots up to the cursor
-    /// are never run again, also when the clock went back.
-    fn reschedule(&mut self) {
+    /// Looks at every schedule again after the clock was set. When it went back a
+    /// little, slots up to the cursor are not run again; when it went back far, the time
+    /// before was wrong and the schedules start anew.
+    async fn reschedule(&mut self) {
+        let now = Timestamp::now();
         let ids: Vec<Name> = self.table.jobs.keys().cloned().collect();
         for id in ids {
+            let ahead = self.table.jobs.get_mut(&id).filter(|job| job.after > now + CORRECTION);
+            if let Some(job) = ahead {
+                job.after = now;
+                self.forget(id.clone()).await;
+                self.engine.settle(&[], Some((id.clone(), now))).await;
+            }
             self.schedule(&id);
         }
     }
