@@ -82,6 +82,8 @@ pub async fn keep(
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(wait) => {}
+            // Another leads: no reason to wait any longer.
+            changed = leader.changed() => if changed.is_err() { return Ok(()) },
         }
     }
 }
