@@ -2,6 +2,7 @@
 
 use crate::metrics::Metrics;
 use axum::{Router, extract::State, http::header, response::IntoResponse, routing::get};
+use meepo_runtime::metrics::CONTENT_TYPE;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -21,6 +22,5 @@ pub async fn serve(
 }
 
 async fn text(State(metrics): State<Arc<Metrics>>) -> impl IntoResponse {
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], metrics.text())
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], metrics.exposition.text())
 }

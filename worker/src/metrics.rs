@@ -2,11 +2,9 @@
 
 use meepo_core::run::RunState;
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
+    encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
-    registry::Registry,
 };
-use std::sync::{Mutex, PoisonError};
 
 /// Label of an outcome.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -15,28 +13,9 @@ pub struct Outcome {
     pub state: String,
 }
 
-macro_rules! metrics {
-    ($($field:ident: $type:ty = $name:literal, $help:literal;)*) => {
-        /// What the worker counts.
-        pub struct Metrics {
-            $(#[doc = $help] pub $field: $type,)*
-            registry: Mutex<Registry>,
-        }
-
-        impl Default for Metrics {
-            fn default() -> Self {
-                let mut registry = Registry::with_prefix("meepo_worker");
-                $(
-                    let $field = <$type>::default();
-                    registry.register($name, $help, $field.clone());
-                )*
-                Self { $($field,)* registry: Mutex::new(registry) }
-            }
-        }
-    };
-}
-
-metrics! {
+meepo_runtime::metrics! {
+    /// What the worker counts.
+    Metrics, "meepo_worker";
     started: Counter = "processes_started", "Processes started";
     runs: Family<Outcome, Counter> = "runs", "Runs by state at their end";
     refused: Counter = "runs_refused", "Runs not started because the journal could not be written";
@@ -58,14 +37,5 @@ impl Metrics {
     /// Counts the end of a run.
     pub fn ended(&self, state: RunState) {
         self.runs.get_or_create(&Outcome { state: state.as_str().to_owned() }).inc();
-    }
-
-    /// Everything in the text format.
-    pub fn text(&self) -> String {
-        let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut out = String::new();
-        // Writing to a String cannot fail.
-        let _ = encode(&mut out, &registry);
-        out
     }
 }

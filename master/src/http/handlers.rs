@@ -30,6 +30,7 @@ use meepo_core::{
     run::{RunRecord, RunState},
 };
 use meepo_logstore::RunQuery;
+use meepo_runtime::metrics::CONTENT_TYPE;
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::HashMap;
@@ -75,8 +76,7 @@ pub(super) async fn readyz(State(app): State<App>) -> Response {
 /// Metrics in the OpenMetrics text format.
 #[utoipa::path(get, path = "/metrics", tag = "meepo", responses((status = 200)))]
 pub(super) async fn metrics(State(app): State<App>) -> impl IntoResponse {
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], app.ops.metrics.text())
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], app.ops.metrics.exposition.text())
 }
 
 /// This document.
