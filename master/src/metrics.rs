@@ -16,7 +16,7 @@ pub struct Request {
 
 meepo_runtime::metrics! {
     /// What the master counts.
-    Metrics, "meepo_master";
+    pub Metrics, "meepo_master";
     requests: Family<Request, Counter> = "http_requests", "Requests by method and status";
     leading: Gauge = "leading", "1 while this master leads";
     sessions: Gauge = "sessions", "Workers with a session to this master";

@@ -15,7 +15,7 @@ pub struct Outcome {
 
 meepo_runtime::metrics! {
     /// What the worker counts.
-    Metrics, "meepo_worker";
+    pub Metrics, "meepo_worker";
     started: Counter = "processes_started", "Processes started";
     runs: Family<Outcome, Counter> = "runs", "Runs by state at their end";
     refused: Counter = "runs_refused", "Runs not started because the journal could not be written";

@@ -33,14 +33,14 @@ impl Exposition {
 #[macro_export]
 macro_rules! metrics {
     (
-        $(#[$meta:meta])* $set:ident, $prefix:literal;
+        $(#[$meta:meta])* $vis:vis $set:ident, $prefix:literal;
         $($field:ident: $type:ty = $name:literal, $help:literal;)*
     ) => {
         $(#[$meta])*
-        pub struct $set {
-            $(#[doc = $help] pub $field: $type,)*
+        $vis struct $set {
+            $(#[doc = $help] $vis $field: $type,)*
             /// All of them, ready to be shown.
-            pub exposition: $crate::metrics::Exposition,
+            $vis exposition: $crate::metrics::Exposition,
         }
 
         impl Default for $set {
