@@ -34,7 +34,7 @@ pub async fn observe(etcd: Etcd, out: state::Sender<Leadership>, stop: Cancellat
     let watching = watch(etcd, vec![keys::LEADER.into()], Options::default(), tx, stop);
     let telling = async {
         while let Some(batch) = rx.recv().await {
-            let leader = match apply(batch) {
+            let leader = match apply(batch, 0) {
                 Some(leader) => leader,
                 None => continue,
             };
@@ -57,6 +57,11 @@ pub async fn campaign(
     let watching = watch(etcd.clone(), vec![keys::LEADER.into()], Options::default(), tx, stop);
     let standing = async {
         let mut there: Option<Option<(LeaderRecord, i64)>> = None;
+        // The lease that the record of this process is bound to. A record left behind
+        // by an earlier lease may vanish at any time: it gives no leadership.
+        let mut bound = None;
+        // Revision of the last write of this process: the watch tells of it later.
+        let mut written = 0;
         let mut backoff = Backoff::new(Duration::from_secs(2));
         let mut retry_at: Option<Instant> = None;
         loop {
@@ -66,10 +71,11 @@ pub async fn campaign(
                 LeaseState::Held { until, .. } => until,
                 LeaseState::None => now,
             };
-            let mine = match &there {
-                Some(Some((l, term))) if l.id == me.id && held.id().is_some() => Some(*term),
+            let ours = match &there {
+                Some(Some((l, term))) if l.id == me.id => Some(*term),
                 _ => None,
             };
+            let mine = ours.filter(|_| held.id().is_some() && held.id() == bound);
             let state = Leadership { leader: there.clone().flatten(), mine };
             out.send_if_modified(|old| {
                 if old.mine != state.mine {
@@ -83,11 +89,30 @@ pub async fn campaign(
                 changed
             });
             let due = retry_at.is_none_or(|at| at <= now);
+            if let (Some(old), None, Some(_), true) = (ours, mine, held.id(), due) {
+                retry_at = None;
+                // Written once, so its revision is that of its creation: the term.
+                match etcd.put_if(keys::LEADER, None, old, None).await {
+                    Ok(Cas::Done(revision)) => {
+                        written = revision;
+                        there = Some(None);
+                    }
+                    Ok(Cas::Conflict(other)) => there = Some(other.and_then(read)),
+                    Err(e) => {
+                        let wait = backoff.next_wait();
+                        warn!(error = %e, ?wait, "cannot take back an old leadership, will try again");
+                        retry_at = Some(Instant::now() + wait);
+                        continue;
+                    }
+                }
+            }
             if let (Some(None), Some(id), true) = (&there, held.id(), due) {
                 retry_at = None;
                 match etcd.put_if(keys::LEADER, Some(encode(&me)), 0, Some(id)).await {
                     Ok(Cas::Done(term)) => {
                         backoff.reset();
+                        bound = Some(id);
+                        written = term;
                         there = Some(Some((me.clone(), term)));
                         continue;
                     }
@@ -109,7 +134,9 @@ pub async fn campaign(
             };
             tokio::select! {
                 batch = rx.recv() => match batch {
-                    Some(batch) => if let Some(leader) = apply(batch) { there = Some(leader) },
+                    Some(batch) => if let Some(leader) = apply(batch, written) {
+                        there = Some(leader);
+                    },
                     None => return,
                 },
                 changed = lease.changed() => if changed.is_err() { return },
@@ -127,16 +154,18 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-/// Who leads after `batch`; `None` if it says nothing about that.
-fn apply(batch: Batch) -> Option<Option<(LeaderRecord, i64)>> {
+/// Who leads after `batch`; `None` if it says nothing about that, or nothing that is
+/// newer than the revision `known`.
+fn apply(batch: Batch, known: i64) -> Option<Option<(LeaderRecord, i64)>> {
     match batch {
+        Batch::Reset { revision, .. } if revision < known => None,
         Batch::Reset { entries, .. } => {
             Some(entries.into_iter().find(|e| e.key == keys::LEADER).and_then(read))
         }
         Batch::Changes(changes) => {
             let last = changes.into_iter().rfind(|c| match c {
-                Change::Put(e) => e.key == keys::LEADER,
-                Change::Delete { key, .. } => key == keys::LEADER,
+                Change::Put(e) => e.key == keys::LEADER && e.mod_revision > known,
+                Change::Delete { key, revision, .. } => key == keys::LEADER && *revision > known,
             })?;
             Some(match last {
                 Change::Put(entry) => read(entry),
