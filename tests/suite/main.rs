@@ -1,7 +1,13 @@
 //! The suites: one module an area.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod api;
 mod architecture;
+mod bad_input;
+mod cli;
+mod coord;
 mod deploy;
+mod grpc;
 mod harness;
 mod scripts;
+mod shared;
