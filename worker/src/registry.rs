@@ -135,6 +135,8 @@ pub struct Stages {
     stage: watch::Receiver<Stage>,
     follower: Option<Follower>,
     from: u64,
+    /// The end was told.
+    over: bool,
 }
 
 /// What happens to a run that is followed.
@@ -148,11 +150,21 @@ pub enum Event {
 impl Stages {
     /// Follows the run behind `stage`.
     pub fn new(stage: watch::Receiver<Stage>, from: u64) -> Self {
-        Self { stage, follower: None, from }
+        Self { stage, follower: None, from, over: false }
     }
 
     /// What happens next; `None` after the end or when the run is forgotten.
     pub async fn next(&mut self) -> Option<Event> {
+        // The stage stays at the end: without this the end would be told for ever.
+        if self.over {
+            return None;
+        }
+        let event = self.look().await;
+        self.over = matches!(event, Some(Event::Ended(_)) | None);
+        event
+    }
+
+    async fn look(&mut self) -> Option<Event> {
         loop {
             if let Some(follower) = &mut self.follower {
                 if let Some(chunks) = follower.next().await {
@@ -174,5 +186,52 @@ impl Stages {
                 Stage::Ended(None, record) => return Some(Event::Ended(record)),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use meepo_core::{id::Name, run::RunState};
+
+    fn record(state: RunState) -> RunRecord {
+        let json = serde_json::json!({
+            "run_id": "0190a5d2-7c4e-7b1a-8000-000000000001", "node": "n", "slot":
+            "2026-01-01T00:00:00Z", "attempt": 1, "cause": "exec", "executor": "exec",
+            "cmd": "x", "state": "running", "code": 0, "output_bytes": 0, "dropped_bytes": 0,
+        });
+        RunRecord { state, node: Name::new("n").unwrap(), ..serde_json::from_value(json).unwrap() }
+    }
+
+    #[tokio::test]
+    async fn an_end_is_told_once() {
+        let registry = Registry::default();
+        let running = record(RunState::Running);
+        let run_id = running.run_id;
+        registry.enter(running);
+        let mut stages = Stages::new(registry.watch(run_id).unwrap(), 0);
+        registry.ended(Arc::new(record(RunState::Success)));
+        assert!(matches!(stages.next().await, Some(Event::Ended(r)) if r.run_id == run_id));
+        assert!(stages.next().await.is_none() && stages.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn an_end_is_told_once_after_the_output() {
+        let registry = Registry::default();
+        let running = record(RunState::Running);
+        let run_id = running.run_id;
+        registry.enter(running);
+        let mut stages = Stages::new(registry.watch(run_id).unwrap(), 0);
+        let options = crate::process::RunnerOptions::default();
+        let runner = crate::process::Runner::new(options).unwrap();
+        let command = crate::process::Command::new(meepo_core::job::Executor::Sh, "echo hello");
+        let mut process = runner.spawn(run_id, command).await.unwrap();
+        let (control, output) = (process.control.clone(), process.output.clone());
+        registry.started(&record(RunState::Running), control, output);
+        process.wait().await;
+        registry.ended(Arc::new(record(RunState::Success)));
+        assert!(matches!(stages.next().await, Some(Event::Output(c)) if c[0].data == b"hello\n"));
+        assert!(matches!(stages.next().await, Some(Event::Ended(_))));
+        assert!(stages.next().await.is_none() && stages.next().await.is_none());
     }
 }
