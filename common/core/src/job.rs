@@ -364,6 +364,32 @@ impl Assignment {
         Ok(a)
     }
 
+    /// The id of the job whose assignment stands at `/cron/jobs/<ip>/<rest>`: `rest`,
+    /// with which a `task_id` must agree, or in the oldest form, where `rest` is
+    /// empty, the `task_id`.
+    pub fn id_at(&self, rest: &str) -> Result<Name, Invalid> {
+        let bad = |problem: String, expected: String| {
+            Err(Invalid::new(Code::BAD_NAME, "task_id", problem, expected))
+        };
+        match (rest, &self.task_id) {
+            ("", Some(task_id)) => Ok(task_id.clone()),
+            ("", None) => bad(
+                "missing, and the key names no job either".into(),
+                "a task_id, or the job's id at the end of the key".into(),
+            ),
+            (rest, task_id) => {
+                let id = Name::new(rest).map_err(|e| e.at("(key)"))?;
+                match task_id.as_ref().filter(|t| **t != id) {
+                    None => Ok(id),
+                    Some(other) => bad(
+                        format!("{:?} is not the job the key names", other.as_str()),
+                        format!("{id:?}, or no task_id"),
+                    ),
+                }
+            }
+        }
+    }
+
     /// Checks every field that its type alone does not; answers when it fires
     /// (`None`: only on demand).
     pub fn validate(&self) -> Result<Option<When>, Invalid> {

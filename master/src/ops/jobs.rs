@@ -18,6 +18,7 @@ use meepo_core::{
     id::{Name, NodeId, RunId},
     job::{Assignment, JobSpec, JobStatus, Placement},
     node::Health,
+    run::RunRecord,
     target::Target,
 };
 use serde_json::Value;
@@ -30,6 +31,8 @@ use uuid::Uuid;
 const TRIES: usize = 5;
 /// How long a request to run waits for its worker unless asked otherwise.
 const DEFAULT_TTL: Duration = Duration::from_secs(3600);
+/// How long the log store is waited for when jobs are shown.
+const LAST_RUNS_PATIENCE: Duration = Duration::from_secs(2);
 
 impl Ops {
     /// Creates or replaces a definition.
@@ -131,8 +134,29 @@ impl Ops {
         Ok(Applied { name: name.clone(), action: Action::Deleted, revision })
     }
 
-    /// All jobs, by name.
+    /// All jobs, by name, with their newest runs if the log store answers.
     pub async fn list_jobs(&self) -> ApiResult<Vec<JobView>> {
+        let mut views = self.views().await?;
+        let names: Vec<Name> = views.iter().map(|v| v.name.clone()).collect();
+        let mut runs = self.newest_runs(&names).await;
+        for view in &mut views {
+            view.last_run = runs.remove(&view.name);
+        }
+        Ok(views)
+    }
+
+    /// The newest run of each job; none if the log store does not answer soon, as the
+    /// rest of the answer does not depend on it.
+    async fn newest_runs(&self, names: &[Name]) -> BTreeMap<Name, RunRecord> {
+        match tokio::time::timeout(LAST_RUNS_PATIENCE, self.store.last_runs(names)).await {
+            Ok(Ok(runs)) => return runs,
+            Ok(Err(e)) => warn!(error = %e, "jobs shown without their last runs"),
+            Err(_) => warn!("jobs shown without their last runs: the log store is slow"),
+        }
+        BTreeMap::new()
+    }
+
+    async fn views(&self) -> ApiResult<Vec<JobView>> {
         let (specs, assignments, health, cronids) = tokio::try_join!(
             self.etcd.list(keys::JOBS, None),
             self.etcd.list(keys::ASSIGNMENTS, None),
@@ -183,16 +207,12 @@ impl Ops {
     /// One job, with its newest run if the log store answers.
     pub async fn get_job(&self, name: &Name) -> ApiResult<JobView> {
         let mut view = self.find_job(name).await?;
-        let names = [name.clone()];
-        match self.store.last_runs(&names).await {
-            Ok(mut runs) => view.last_run = runs.remove(name),
-            Err(e) => warn!(error = %e, "job shown without its last run"),
-        }
+        view.last_run = self.newest_runs(std::slice::from_ref(name)).await.remove(name);
         Ok(view)
     }
 
     async fn find_job(&self, name: &Name) -> ApiResult<JobView> {
-        let found = self.list_jobs().await?.into_iter().find(|j| j.name == *name);
+        let found = self.views().await?.into_iter().find(|j| j.name == *name);
         found.ok_or_else(|| ApiError::not_found("job", name))
     }
 
@@ -322,7 +342,9 @@ fn next_of(entry: &Entry) -> Option<Timestamp> {
 }
 
 fn on_node(node: NodeId, online: bool, entry: &Entry, current: Option<CronId>) -> JobOnNode {
-    let (assignment, problem) = match Assignment::from_etcd(&entry.value) {
+    let rest = keys::node_and_rest(&entry.key, keys::ASSIGNMENTS).map_or("", |(_, rest)| rest);
+    let read = Assignment::from_etcd(&entry.value).and_then(|a| a.id_at(rest).map(|_| a));
+    let (assignment, problem) = match read {
         Ok(a) => (Some(a), None),
         // The same check as the worker's, so the same words.
         Err(e) => (decode::<Assignment>(&entry.value).ok(), Some(e.to_string())),

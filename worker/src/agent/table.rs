@@ -4,7 +4,6 @@
 use jiff::Timestamp;
 use meepo_coord::{Entry, keys};
 use meepo_core::{
-    code::Code,
     error::Invalid,
     id::{Name, NodeId},
     job::{Assignment, JobStatus, When},
@@ -63,29 +62,7 @@ pub(super) fn read(
     let assignment = Assignment::from_etcd(&entry.value)?;
     let when = assignment.validate()?;
     let rest = entry.key.strip_prefix(&keys::assignments_of(node)).unwrap_or_default();
-    let id = match (rest, &assignment.task_id) {
-        ("", Some(task_id)) => task_id.clone(),
-        ("", None) => {
-            return Err(Invalid::new(
-                Code::BAD_NAME,
-                "task_id",
-                "missing, and the key names no job either",
-                "a task_id, or the job's id at the end of the key",
-            ));
-        }
-        (rest, task_id) => {
-            let id = Name::new(rest).map_err(|e| e.at("(key)"))?;
-            if let Some(other) = task_id.as_ref().filter(|t| **t != id) {
-                return Err(Invalid::new(
-                    Code::BAD_NAME,
-                    "task_id",
-                    format!("{:?} is not the job the key names", other.as_str()),
-                    format!("{id:?}, or no task_id"),
-                ));
-            }
-            id
-        }
-    };
+    let id = assignment.id_at(rest)?;
     Ok((id, assignment, when))
 }
 
