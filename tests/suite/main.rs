@@ -7,6 +7,8 @@ mod bad_input;
 mod cli;
 mod coord;
 mod deploy;
+mod etcd_contract;
+mod fleet;
 mod grpc;
 mod harness;
 mod scripts;
