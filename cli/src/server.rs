@@ -17,7 +17,7 @@ use meepo_runtime::{
     telemetry::{self, LogFormat},
 };
 use meepo_worker::Worker;
-use std::{collections::BTreeMap, io::Write, time::Duration};
+use std::{collections::BTreeMap, io::Write, os::unix::fs::DirBuilderExt, time::Duration};
 use tracing::{info, warn};
 
 /// How long the start may take before the banner says that something is missing.
@@ -54,7 +54,11 @@ fn load_jobs(args: &ServerArgs) -> CliResult<Vec<JobSpec>> {
 async fn serve(args: ServerArgs, jobs: Vec<JobSpec>) -> anyhow::Result<u8> {
     let termination = tasks::termination();
     tokio::pin!(termination);
-    std::fs::create_dir_all(&args.data_dir)
+    // For this user only: it holds commands and what they wrote.
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&args.data_dir)
         .with_context(|| format!("cannot create {}", args.data_dir.display()))?;
     let etcd = match args.etcd.is_empty() {
         true => {
