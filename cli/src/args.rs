@@ -88,6 +88,9 @@ pub(crate) struct ServerArgs {
     /// Address of the worker's metrics.
     #[arg(long, env = "MEEPO_METRICS", default_value = "127.0.0.1:7602", value_name = "ADDR")]
     pub(crate) metrics: SocketAddr,
+    /// Listen beyond loopback although there is no authentication yet.
+    #[arg(long, env = "MEEPO_ALLOW_INSECURE_LISTEN", value_name = "BOOL", num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
+    pub(crate) allow_insecure_listen: bool,
     /// Client port of the etcd child.
     #[arg(
         long,

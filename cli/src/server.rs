@@ -29,6 +29,7 @@ const LEASE_TTL: Duration = Duration::from_secs(5);
 pub(crate) fn run(args: ServerArgs) -> CliResult<u8> {
     telemetry::init(LogFormat::Text);
     let internal = |e: anyhow::Error| CliError::new(exit::FAILED, format!("{e:#}"));
+    check_addresses(&args)?;
     let jobs = load_jobs(&args)?;
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -36,6 +37,23 @@ pub(crate) fn run(args: ServerArgs) -> CliResult<u8> {
         .map_err(|e| internal(e.into()))?
         .block_on(serve(args, jobs))
         .map_err(internal)
+}
+
+/// Refuses to listen where others could run commands here, unless that is wanted.
+fn check_addresses(args: &ServerArgs) -> CliResult<()> {
+    for (flag, address) in
+        [("--http", args.http), ("--grpc", args.grpc), ("--metrics", args.metrics)]
+    {
+        if !address.ip().is_loopback() && !args.allow_insecure_listen {
+            let problem = format!(
+                "{address} can be reached from other hosts, and there is no authentication yet"
+            );
+            let expected = "a loopback address, or --allow-insecure-listen \
+                            (MEEPO_ALLOW_INSECURE_LISTEN=true) on a network where everybody may";
+            return Err(CliError::usage(flag, problem, expected));
+        }
+    }
+    Ok(())
 }
 
 /// Reads the definitions before anything is started, so that a typing error in one is
