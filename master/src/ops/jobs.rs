@@ -101,10 +101,11 @@ impl Ops {
         Ok(Applied { name: name.clone(), action: Action::Updated, revision })
     }
 
-    /// The assignments of a job on all nodes.
+    /// The assignments of a job on all nodes, where they were put by hand.
     async fn assignments_of(&self, name: &Name) -> ApiResult<Vec<Entry>> {
         let (entries, _) = self.etcd.list(keys::ASSIGNMENTS, None).await?;
-        Ok(entries.into_iter().filter(|e| id_of(e).is_some_and(|(_, job)| job == *name)).collect())
+        let mine = |e: &Entry| id_of(e).is_some_and(|(_, job)| job == *name) && is_by_hand(e);
+        Ok(entries.into_iter().filter(mine).collect())
     }
 
     /// Deletes a definition (its assignments follow) or, if there is none, what was
@@ -184,6 +185,9 @@ impl Ops {
         }
         for entry in &assignments.0 {
             let Some((node, name)) = id_of(entry) else { continue };
+            if !views.contains_key(&name) && !is_by_hand(entry) {
+                continue; // Its definition is deleted, and so will it be.
+            }
             let online = health.contains_key(&node);
             let current = cronids.get(&(node.clone(), name.clone())).cloned();
             let on_node = on_node(node, online, entry, current);
@@ -314,6 +318,11 @@ fn id_of(entry: &Entry) -> Option<(NodeId, Name)> {
     let (node, rest) = keys::node_and_rest(&entry.key, keys::ASSIGNMENTS)?;
     let task_id = decode::<Assignment>(&entry.value).ok()?.task_id?;
     rest.is_empty().then_some((node, task_id))
+}
+
+/// Whether no master wrote an assignment.
+fn is_by_hand(entry: &Entry) -> bool {
+    decode::<Assignment>(&entry.value).map_or(true, |a| a.spec_revision.is_none())
 }
 
 fn definition(name: &Name, spec: JobSpec, revision: i64) -> JobView {
