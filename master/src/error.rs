@@ -47,6 +47,7 @@ impl ApiError {
             Code::NOT_FOUND | Code::NO_SUCH_HOST => StatusCode::NOT_FOUND,
             Code::CONFLICT => StatusCode::CONFLICT,
             Code::TOO_LARGE => StatusCode::PAYLOAD_TOO_LARGE,
+            Code::METHOD if self.0.field.is_some() => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Code::METHOD => StatusCode::METHOD_NOT_ALLOWED,
             Code::FORBIDDEN => StatusCode::FORBIDDEN,
             Code::NO_TARGET => StatusCode::UNPROCESSABLE_ENTITY,

@@ -53,10 +53,22 @@ impl Serialize for HumanDuration {
 
 impl<'de> Deserialize<'de> for HumanDuration {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let s = String::deserialize(d)?;
-        s.parse().map_err(|e: Invalid| {
-            serde::de::Error::custom(format!("{}; expected {}", e.problem, e.expected))
-        })
+        d.deserialize_str(Text)
+    }
+}
+
+/// Reads a duration from a string; of anything else it says what would be right.
+struct Text;
+
+impl serde::de::Visitor<'_> for Text {
+    type Value = HumanDuration;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("text such as \"30s\", \"5m\" or \"1h30m\"")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, s: &str) -> Result<HumanDuration, E> {
+        s.parse().map_err(|e: Invalid| E::custom(format!("{}; expected {}", e.problem, e.expected)))
     }
 }
 

@@ -35,7 +35,7 @@ pub fn from_value<T: serde::de::DeserializeOwned>(value: Value) -> Result<T, Inv
         }
         let code = match field.as_str() {
             "executor" => Code::UNKNOWN_EXECUTOR,
-            "name" | "task_id" => Code::BAD_NAME,
+            "name" | "task_id" | "job" | "node" => Code::BAD_NAME,
             _ => Code::BAD_VALUE,
         };
         // serde says "…, expected …"; our own types say "…; expected …".

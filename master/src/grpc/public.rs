@@ -245,9 +245,9 @@ impl Exec for Public {
 impl Cron for Public {
     async fn next(&self, request: Request<pb::CronNextRequest>) -> Answer<pb::Instants> {
         let r = request.into_inner();
-        let schedule = Schedule::parse(&r.expr).map_err(invalid)?;
+        let schedule = Schedule::parse(&r.expr).map_err(|e| invalid(e.at("expr")))?;
         let zone = calendar::time_zone(if r.tz.is_empty() { "UTC" } else { &r.tz });
-        let zone = zone.map_err(invalid)?;
+        let zone = zone.map_err(|e| invalid(e.at("tz")))?;
         let from = r.from.map(|t| convert::time_from("from", t)).transpose().map_err(invalid)?;
         let slots = schedule.iter_after(from.unwrap_or_else(Timestamp::now), &zone);
         let instants = slots.take(count(r.n)).map(convert::time).collect();

@@ -39,7 +39,7 @@ impl<S: Send + Sync> FromRequest<S> for Body {
         if essence != "application/json" {
             let problem = if kind.is_empty() { "missing" } else { "not understood" };
             let expected = "Content-Type: application/json";
-            return Err(Invalid::new(Code::MALFORMED, "Content-Type", problem, expected).into());
+            return Err(Invalid::new(Code::METHOD, "Content-Type", problem, expected).into());
         }
         Ok(Self(parse_json(&bytes)?))
     }
@@ -105,12 +105,13 @@ async fn segment<S: Send + Sync>(parts: &mut Parts, state: &S) -> Result<String,
     })
 }
 
-/// Reads a number out of the text of a parameter.
-pub(super) mod number {
+/// Reads what is no text out of the text of a parameter.
+pub(super) mod read {
+    use jiff::Timestamp;
     use serde::{Deserialize, Deserializer, de::Error};
 
-    /// For `#[serde(deserialize_with)]`.
-    pub(in crate::http) fn optional<'de, D, T>(d: D) -> Result<Option<T>, D::Error>
+    /// A whole number, for `#[serde(deserialize_with)]`.
+    pub(in crate::http) fn number<'de, D, T>(d: D) -> Result<Option<T>, D::Error>
     where
         D: Deserializer<'de>,
         T: std::str::FromStr,
@@ -118,6 +119,25 @@ pub(super) mod number {
         let text = String::deserialize(d)?;
         text.parse().map(Some).map_err(|_| {
             D::Error::custom(format!("{text:?} is not a number in range; expected a whole number"))
+        })
+    }
+
+    /// `true` or `false`, for `#[serde(deserialize_with)]`.
+    pub(in crate::http) fn flag<'de, D: Deserializer<'de>>(d: D) -> Result<Option<bool>, D::Error> {
+        let text = String::deserialize(d)?;
+        text.parse()
+            .map(Some)
+            .map_err(|_| D::Error::custom(format!("{text:?} is neither; expected true or false")))
+    }
+
+    /// An instant, for `#[serde(deserialize_with)]`.
+    pub(in crate::http) fn instant<'de, D: Deserializer<'de>>(
+        d: D,
+    ) -> Result<Option<Timestamp>, D::Error> {
+        let text = String::deserialize(d)?;
+        text.parse().map(Some).map_err(|_| {
+            let expected = "expected an instant such as 2026-03-29T01:00:00Z";
+            D::Error::custom(format!("{text:?} is not an instant; {expected}"))
         })
     }
 }

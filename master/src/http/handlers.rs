@@ -2,7 +2,7 @@
 
 use super::{
     App,
-    extract::{Body, NamePath, Params, RunPath, number},
+    extract::{Body, NamePath, Params, RunPath, read},
     stream::{ndjson, view},
 };
 use crate::{
@@ -201,7 +201,7 @@ pub(super) async fn trigger_job(
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NextParams {
-    #[serde(default, deserialize_with = "number::optional")]
+    #[serde(default, deserialize_with = "read::number")]
     n: Option<usize>,
 }
 
@@ -224,9 +224,11 @@ pub(super) struct RunParams {
     job: Option<Name>,
     node: Option<NodeId>,
     state: Option<String>,
+    #[serde(default, deserialize_with = "read::instant")]
     since: Option<Timestamp>,
+    #[serde(default, deserialize_with = "read::instant")]
     until: Option<Timestamp>,
-    #[serde(default, deserialize_with = "number::optional")]
+    #[serde(default, deserialize_with = "read::number")]
     limit: Option<u32>,
     cursor: Option<String>,
 }
@@ -274,11 +276,11 @@ pub(super) async fn get_run(
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct OutputParams {
-    #[serde(default, deserialize_with = "number::optional")]
+    #[serde(default, deserialize_with = "read::number")]
     after: Option<u64>,
-    #[serde(default, deserialize_with = "number::optional")]
+    #[serde(default, deserialize_with = "read::number")]
     limit: Option<usize>,
-    #[serde(default, deserialize_with = "number::optional")]
+    #[serde(default, deserialize_with = "read::flag")]
     follow: Option<bool>,
 }
 
@@ -430,8 +432,9 @@ pub(super) async fn exec_stream(State(app): State<App>, body: Body) -> ApiResult
 pub(super) struct CronParams {
     expr: String,
     tz: Option<String>,
+    #[serde(default, deserialize_with = "read::instant")]
     from: Option<Timestamp>,
-    #[serde(default, deserialize_with = "number::optional")]
+    #[serde(default, deserialize_with = "read::number")]
     n: Option<usize>,
 }
 
