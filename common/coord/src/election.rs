@@ -38,7 +38,13 @@ pub async fn observe(etcd: Etcd, out: state::Sender<Leadership>, stop: Cancellat
                 Some(leader) => leader,
                 None => continue,
             };
-            out.send_replace(Leadership { leader, mine: None });
+            let state = Leadership { leader, mine: None };
+            // A full comparison that finds nothing new must not disturb anybody.
+            out.send_if_modified(|old| {
+                let changed = *old != state;
+                *old = state;
+                changed
+            });
         }
     };
     tokio::join!(watching, telling);

@@ -1,8 +1,8 @@
 //! The connection and the few calls meepo makes.
 
 use etcd_client::{
-    Client, Compare, CompareOp, ConnectOptions, GetOptions, KeyValue, PutOptions, Txn, TxnOp,
-    TxnOpResponse,
+    Client, Compare, CompareOp, ConnectOptions, GetOptions, KeyValue, KvClient, PutOptions, Txn, TxnOp,
+    TxnOpResponse, WatchClient,
 };
 use std::{future::Future, time::Duration};
 use tonic::Code;
@@ -11,6 +11,9 @@ use tonic::Code;
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Keys read at once when listing.
 pub const PAGE: i64 = 500;
+/// Largest answer taken. tonic's own limit of 4 MiB is less than a page of large
+/// values, or than what etcd sends a watcher that is behind.
+const MAX_ANSWER: usize = usize::MAX;
 /// Most operations in one transaction (etcd's default `--max-txn-ops`).
 pub const MAX_TXN_OPS: usize = 128;
 
@@ -127,6 +130,14 @@ impl Etcd {
         self.client.clone()
     }
 
+    pub(crate) fn watch_client(&self) -> WatchClient {
+        self.client.watch_client().max_decoding_message_size(MAX_ANSWER)
+    }
+
+    fn kv(&self) -> KvClient {
+        self.client.kv_client().max_decoding_message_size(MAX_ANSWER)
+    }
+
     pub(crate) async fn call<T>(
         &self,
         op: &'static str,
@@ -141,7 +152,7 @@ impl Etcd {
 
     /// The value of a key.
     pub async fn get(&self, key: &str) -> Result<Option<Entry>, CoordError> {
-        let mut kv = self.client.kv_client();
+        let mut kv = self.kv();
         let response = self.call("get", key, kv.get(key, None)).await?;
         Ok(response.kvs().first().map(Entry::from_kv))
     }
@@ -153,7 +164,7 @@ impl Etcd {
         value: Vec<u8>,
         lease: Option<i64>,
     ) -> Result<i64, CoordError> {
-        let mut kv = self.client.kv_client();
+        let mut kv = self.kv();
         let options = lease.map(|id| PutOptions::new().with_lease(id));
         let response = self.call("put", key, kv.put(key, value, options)).await?;
         Ok(response.header().map_or(0, |h| h.revision()))
@@ -161,7 +172,7 @@ impl Etcd {
 
     /// Deletes a key. Answers whether there was one.
     pub async fn delete(&self, key: &str) -> Result<bool, CoordError> {
-        let mut kv = self.client.kv_client();
+        let mut kv = self.kv();
         let response = self.call("delete", key, kv.delete(key, None)).await?;
         Ok(response.deleted() > 0)
     }
@@ -183,7 +194,7 @@ impl Etcd {
             .when([Compare::mod_revision(key, CompareOp::Equal, expect)])
             .and_then([op])
             .or_else([TxnOp::get(key, None)]);
-        let mut kv = self.client.kv_client();
+        let mut kv = self.kv();
         let response = self.call("compare and put", key, kv.txn(txn)).await?;
         if response.succeeded() {
             return Ok(Cas::Done(response.header().map_or(0, |h| h.revision())));
@@ -198,7 +209,7 @@ impl Etcd {
     /// Performs a transaction as it stands. Answers its revision if the comparison
     /// held.
     pub async fn txn(&self, what: &str, txn: Txn) -> Result<Option<i64>, CoordError> {
-        let mut kv = self.client.kv_client();
+        let mut kv = self.kv();
         let response = self.call("transaction", what, kv.txn(txn)).await?;
         Ok(response.succeeded().then(|| response.header().map_or(0, |h| h.revision())))
     }
@@ -210,7 +221,7 @@ impl Etcd {
         prefix: &str,
         at: Option<i64>,
     ) -> Result<(Vec<Entry>, i64), CoordError> {
-        let mut kv = self.client.kv_client();
+        let mut kv = self.kv();
         let end = prefix_end(prefix);
         let (mut from, mut revision) = (prefix.as_bytes().to_vec(), at.unwrap_or(0));
         let mut entries = Vec::new();
@@ -235,7 +246,9 @@ impl Etcd {
     /// Grants a lease that nobody keeps alive: it ends after `ttl`.
     pub async fn grant(&self, ttl: Duration) -> Result<i64, CoordError> {
         let mut lease = self.client.lease_client();
-        let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX).max(1);
+        // etcd counts whole seconds; a lease must not end before we think it does.
+        let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
+        let seconds = i64::try_from(seconds).unwrap_or(i64::MAX).max(1);
         Ok(self.call("grant", "lease", lease.grant(seconds, None)).await?.id())
     }
 }

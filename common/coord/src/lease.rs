@@ -102,6 +102,8 @@ async fn renew(
         let opened = tokio::time::timeout(CALL_TIMEOUT.min(ttl / 3), client.keep_alive(id)).await;
         let (mut keeper, mut stream) = match opened {
             Ok(Ok(pair)) => pair,
+            // etcd answers, and knows no such lease.
+            Ok(Err(e @ etcd_client::Error::LeaseKeepAliveError(_))) => return e.to_string(),
             other => {
                 if let Ok(Err(e)) = other {
                     last_error = e.to_string();

@@ -150,7 +150,7 @@ impl Watch {
     }
 
     async fn open(&self, next: &[i64]) -> Result<WatchStream, etcd_client::Error> {
-        let mut client = self.etcd.client().watch_client();
+        let mut client = self.etcd.watch_client();
         let mut stream: Option<WatchStream> = None;
         for (i, prefix) in self.prefixes.iter().enumerate() {
             let mut options = WatchOptions::new()
