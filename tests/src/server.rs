@@ -16,6 +16,8 @@ use std::{
 
 const READY: Duration = secs(60);
 const ATTEMPTS: u32 = 5;
+/// What it says once its own worker is connected too, which `/readyz` does not wait for.
+const BANNER: &str = "meepo is ready.";
 
 /// A running `meepo --server` with its data in a temporary folder.
 #[derive(Debug)]
@@ -23,6 +25,7 @@ pub struct Server {
     // Fields are dropped in this order: the process before its files.
     process: Process,
     http: u16,
+    grpc: u16,
     etcd: u16,
     data_dir: PathBuf,
     dir: TestDir,
@@ -44,7 +47,9 @@ impl Server {
             spec.args = args;
             let process = Process::start(spec);
             if ready(&process, http).await {
-                return Self { process, http, etcd, data_dir, dir, commands: AtomicU32::new(0) };
+                process.wait_log(BANNER, READY).await;
+                let commands = AtomicU32::new(0);
+                return Self { process, http, grpc, etcd, data_dir, dir, commands };
             }
         }
         panic!("meepo --server lost its ports to other processes {ATTEMPTS} times");
@@ -70,14 +75,25 @@ impl Server {
         Api::new(&format!("http://{}", loopback(self.http)))
     }
 
+    /// URL of its gRPC API.
+    pub fn grpc_url(&self) -> String {
+        format!("http://{}", loopback(self.grpc))
+    }
+
     /// Waits until it is ready, after a restart of its process.
     pub async fn wait_ready(&self) {
         assert!(ready(&self.process, self.http).await, "it lost its port when it was restarted");
+        self.process.wait_log(BANNER, READY).await;
     }
 
     /// Runs the real `meepo` command against it.
     pub async fn cli(&self, args: &[&str]) -> Output {
         run(cli(self.dir.path(), &self.commands, self.api().base(), args)).await
+    }
+
+    /// Starts the real `meepo` command against it and leaves it running.
+    pub fn cli_start(&self, args: &[&str]) -> Process {
+        Process::start(cli(self.dir.path(), &self.commands, self.api().base(), args))
     }
 }
 
