@@ -2,7 +2,7 @@
 
 use super::{Ops, nodes::readable};
 use crate::error::{ApiError, ApiResult};
-use etcd_client::{Txn, TxnOp};
+use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp};
 use jiff::{SignedDuration, Timestamp};
 use meepo_coord::{
     Entry,
@@ -31,6 +31,8 @@ use uuid::Uuid;
 const TRIES: usize = 5;
 /// How long a request to run waits for its worker unless asked otherwise.
 const DEFAULT_TTL: Duration = Duration::from_secs(3600);
+/// How long the cursor of claimed slots outlives its job.
+const CLAIM_KEPT: Duration = Duration::from_secs(600);
 /// How long the log store is waited for when jobs are shown.
 const LAST_RUNS_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -112,10 +114,9 @@ impl Ops {
     /// put by hand. Runs that are under way go on to their end.
     pub async fn delete_job(&self, name: &Name) -> ApiResult<Applied> {
         let key = keys::job(name);
-        let ops = [TxnOp::delete(keys::claim(name), None), TxnOp::delete(key.clone(), None)];
         let there = self.etcd.get(&key).await?;
         let revision = match there {
-            Some(_) => self.etcd.txn(&key, Txn::new().and_then(ops)).await?,
+            Some(_) => Some(self.delete_definition(name).await?),
             None => {
                 let entries = self.assignments_of(name).await?;
                 if entries.is_empty() {
@@ -133,6 +134,29 @@ impl Ops {
         info!(job = %name, "deleted");
         let revision = revision.unwrap_or_default();
         Ok(Applied { name: name.clone(), action: Action::Deleted, revision })
+    }
+
+    /// Deletes a definition. The cursor of its claims ends some time later: nodes that
+    /// hold the job still must not take its last slot for one that is free.
+    async fn delete_definition(&self, name: &Name) -> ApiResult<i64> {
+        let (key, claim) = (keys::job(name), keys::claim(name));
+        for _ in 0..TRIES {
+            let cursor = self.etcd.get(&claim).await?;
+            let seen = cursor.as_ref().map_or(0, |e| e.mod_revision);
+            let mut ops = vec![TxnOp::delete(key.clone(), None)];
+            if let Some(cursor) = cursor {
+                let lease = self.etcd.grant(CLAIM_KEPT).await?;
+                let options = PutOptions::new().with_lease(lease);
+                ops.push(TxnOp::put(claim.clone(), cursor.value, Some(options)));
+            }
+            // Another slot may be claimed meanwhile.
+            let unchanged = Compare::mod_revision(claim.clone(), CompareOp::Equal, seen);
+            let txn = Txn::new().when([unchanged]).and_then(ops);
+            if let Some(revision) = self.etcd.txn(&key, txn).await? {
+                return Ok(revision);
+            }
+        }
+        Err(ApiError::new(Code::CONFLICT, format!("job {name} is being changed by others")))
     }
 
     /// All jobs, by name, with their newest runs if the log store answers.

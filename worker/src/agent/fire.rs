@@ -17,6 +17,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
+use tokio::{sync::oneshot, time::Instant};
 use tracing::{debug, warn};
 use uuid::Uuid;
 
@@ -40,6 +41,8 @@ pub(super) struct Overlap {
     active: HashMap<Name, HashSet<RunId>>,
     waiting: HashMap<Name, VecDeque<Asked>>,
     ready: VecDeque<Asked>,
+    /// Per job: resolves when the claims under way are done.
+    claims: HashMap<Name, oneshot::Receiver<()>>,
 }
 
 impl Overlap {
@@ -55,6 +58,7 @@ impl Overlap {
     /// Forgets what waits for a job that is gone. What runs goes on to its end.
     pub(super) fn drop_waiting(&mut self, job: &Name) {
         self.waiting.remove(job);
+        self.claims.remove(job);
     }
 }
 
@@ -155,7 +159,9 @@ impl Agent {
         }
     }
 
-    /// Claims each slot in a task of its own; whoever wins runs or records it.
+    /// Claims slots in a task of their own; whoever wins runs or records them. One
+    /// slot of a job is claimed after the other, also when this node has just become
+    /// the first in the order: a later slot claimed first would lose the earlier one.
     fn fire_once(&mut self, id: &Name, job: &Job, found: Due) {
         let place = job.assignment.once.iter().position(|n| *n == self.engine.node);
         // Not in the order (put by hand, say): behind everybody who is.
@@ -165,7 +171,19 @@ impl Agent {
         let todo: Vec<Slot> = missed.chain(run).collect();
         let (engine, etcd) = (self.engine.clone(), self.etcd.clone());
         let (reports, stop, id) = (self.reports.clone(), self.stop.clone(), id.clone());
+        let (done, next) = oneshot::channel();
+        let before = self.overlap.claims.insert(id.clone(), next);
+        let turn = Instant::now() + STAGGER.saturating_mul(place);
         tokio::spawn(async move {
+            // Dropped at the end, which lets the next task go on.
+            let _done: oneshot::Sender<()> = done;
+            if let Some(before) = before {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    _ = before => {}
+                }
+            }
+            let give_up = turn + CLAIM_PATIENCE;
             let mut claims = Claims::new(etcd);
             for item in todo {
                 let (slot, run_id) = match &item {
@@ -174,11 +192,11 @@ impl Agent {
                 };
                 tokio::select! {
                     () = stop.cancelled() => return,
-                    () = tokio::time::sleep(STAGGER.saturating_mul(place)) => {}
+                    () = tokio::time::sleep_until(turn) => {}
                 }
                 let won = tokio::select! {
                     () = stop.cancelled() => return,
-                    won = claim(&mut claims, &engine, &id, slot, run_id) => won,
+                    won = claim(&mut claims, &engine, &id, slot, run_id, give_up) => won,
                 };
                 match (won, item) {
                     (Some(Claim::Won { fence }), Slot::Run(mut plan)) => {
@@ -329,6 +347,7 @@ async fn claim(
     job: &Name,
     slot: Timestamp,
     run_id: RunId,
+    give_up: Instant,
 ) -> Option<Claim> {
     let trying = async {
         let mut backoff = Backoff::new(Duration::from_secs(2));
@@ -342,7 +361,7 @@ async fn claim(
             }
         }
     };
-    tokio::time::timeout(CLAIM_PATIENCE, trying).await.ok()
+    tokio::time::timeout_at(give_up, trying).await.ok()
 }
 
 #[cfg(test)]
