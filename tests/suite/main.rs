@@ -7,6 +7,7 @@ mod bad_input;
 mod cli;
 mod coord;
 mod deploy;
+mod docs;
 mod etcd_contract;
 mod fleet;
 mod grpc;
