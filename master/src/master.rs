@@ -162,12 +162,12 @@ async fn follow_leadership(ops: Ops, stop: CancellationToken) -> anyhow::Result<
         let mine = leadership.borrow_and_update().mine;
         if mine != term {
             term = mine;
-            ops.sessions.clear();
+            ops.sessions.keep_only(mine);
             ops.metrics.leading.set(i64::from(mine.is_some()));
         }
         tokio::select! {
             () = stop.cancelled() => {
-                ops.sessions.clear();
+                ops.sessions.keep_only(None);
                 return Ok(());
             }
             changed = leadership.changed() => if changed.is_err() { return Ok(()) },

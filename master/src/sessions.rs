@@ -17,7 +17,8 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, info, warn};
 
 /// Events a subscriber may be behind.
@@ -42,6 +43,8 @@ struct Connection {
     id: u64,
     term: i64,
     orders: mpsc::Sender<pb::MasterFrame>,
+    /// Ends the stream when this entry goes.
+    _guard: DropGuard,
 }
 
 struct Followed {
@@ -52,9 +55,16 @@ struct Followed {
 struct Subscriber {
     id: u64,
     events: mpsc::Sender<Event>,
-    lagged: Arc<AtomicBool>,
-    /// The chunk it has been sent last, so that it is sent none twice.
+    shared: Arc<Lag>,
+    /// The position it is to be sent next.
     next: u64,
+}
+
+/// Whether a subscriber has missed something.
+#[derive(Default)]
+struct Lag {
+    lagged: AtomicBool,
+    wake: Notify,
 }
 
 /// What a subscriber learns of its run.
@@ -71,12 +81,25 @@ pub enum Event {
 }
 
 impl Sessions {
-    /// Enters a worker's stream; an older one of the same node ends.
-    pub fn connect(&self, node: NodeId, term: i64, orders: mpsc::Sender<pb::MasterFrame>) -> u64 {
+    /// Enters a worker's stream; an older one of the same node ends. The stream is to
+    /// end when the token is cancelled.
+    pub fn connect(
+        &self,
+        node: NodeId,
+        term: i64,
+        orders: mpsc::Sender<pb::MasterFrame>,
+    ) -> (u64, CancellationToken) {
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
-        let old = self.lock().nodes.insert(node.clone(), Connection { id, term, orders });
+        let token = CancellationToken::new();
+        let connection = Connection { id, term, orders, _guard: token.clone().drop_guard() };
+        let mut inner = self.lock();
+        let old = inner.nodes.insert(node.clone(), connection);
+        if old.is_some() {
+            // What the old stream was still to bring will not come.
+            inner.drop_runs_of(&node);
+        }
         info!(%node, replaced = old.is_some(), "worker connected");
-        id
+        (id, token)
     }
 
     /// The stream has ended. Subscribers of the node's runs are told.
@@ -84,22 +107,18 @@ impl Sessions {
         let mut inner = self.lock();
         if inner.nodes.get(node).is_some_and(|c| c.id == id) {
             inner.nodes.remove(node);
-            inner.runs.retain(|_, run| {
-                let gone = run.node == *node;
-                if gone {
-                    run.tell_all(&Event::Disconnected);
-                }
-                !gone
-            });
+            inner.drop_runs_of(node);
             info!(%node, "worker disconnected");
         }
     }
 
-    /// Ends every stream: this master does not lead any more.
-    pub fn clear(&self) {
+    /// Ends every stream that was not opened under `term`: the leadership it belonged
+    /// to is over.
+    pub fn keep_only(&self, term: Option<i64>) {
         let nodes: Vec<_> = {
             let inner = self.lock();
-            inner.nodes.iter().map(|(n, c)| (n.clone(), c.id)).collect()
+            let other = inner.nodes.iter().filter(|(_, c)| Some(c.term) != term);
+            other.map(|(n, c)| (n.clone(), c.id)).collect()
         };
         for (node, id) in nodes {
             self.disconnect(&node, id);
@@ -143,8 +162,8 @@ impl Sessions {
     fn subscribe(&self, node: &NodeId, run: RunId, from: u64) -> Subscription {
         let (tx, events) = mpsc::channel(BACKLOG);
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
-        let lagged = Arc::new(AtomicBool::new(false));
-        let subscriber = Subscriber { id, events: tx, lagged: lagged.clone(), next: from };
+        let shared = Arc::new(Lag::default());
+        let subscriber = Subscriber { id, events: tx, shared: shared.clone(), next: from };
         let mut inner = self.lock();
         let followed = inner
             .runs
@@ -152,7 +171,7 @@ impl Sessions {
             .or_insert_with(|| Followed { node: node.clone(), subscribers: Vec::new() });
         followed.subscribers.push(subscriber);
         let sessions = self.clone();
-        Subscription { sessions, node: node.clone(), run, id, events, lagged, next: from }
+        Subscription { sessions, node: node.clone(), run, id, events, shared, next: from }
     }
 
     fn order(&self, node: &NodeId, order: Order) -> bool {
@@ -185,9 +204,17 @@ impl Sessions {
             Ok(record) => record,
             Err(e) => return warn!(run = ended.run_id, error = %e, "unreadable end of a run"),
         };
-        let event = Event::Ended(Arc::new(record.clone()));
-        if let Some(run) = self.lock().runs.get_mut(&record.run_id) {
-            run.tell_all(&event);
+        let run_id = record.run_id;
+        let record = Arc::new(record);
+        if let Some(run) = self.lock().runs.get_mut(&run_id) {
+            for subscriber in &run.subscribers {
+                // Whoever has missed output asks for it again, and gets the end again.
+                if subscriber.next >= ended.chunks {
+                    subscriber.tell(Event::Ended(record.clone()));
+                } else {
+                    subscriber.fall_behind();
+                }
+            }
         }
     }
 
@@ -205,6 +232,19 @@ impl Sessions {
     }
 }
 
+impl Inner {
+    /// Tells everybody who follows a run of the node that nothing more will come.
+    fn drop_runs_of(&mut self, node: &NodeId) {
+        self.runs.retain(|_, run| {
+            let gone = run.node == *node;
+            if gone {
+                run.tell_all(&Event::Disconnected);
+            }
+            !gone
+        });
+    }
+}
+
 impl Followed {
     fn tell_all(&mut self, event: &Event) {
         for subscriber in &self.subscribers {
@@ -214,9 +254,14 @@ impl Followed {
 }
 
 impl Subscriber {
+    /// Positions have no gaps: what is not next was sent already, or something before
+    /// it was missed.
     fn output(&mut self, chunk: &OutputChunk) {
-        // Another subscriber asked for earlier chunks than this one needs.
-        if chunk.seq < self.next || self.lagged.load(Ordering::Acquire) {
+        if chunk.seq < self.next || self.shared.lagged.load(Ordering::Acquire) {
+            return;
+        }
+        if chunk.seq > self.next {
+            // Another subscriber's chunks came first; what this one asked for follows.
             return;
         }
         if self.tell(Event::Output(chunk.clone())) {
@@ -227,9 +272,14 @@ impl Subscriber {
     fn tell(&self, event: Event) -> bool {
         let told = self.events.try_send(event).is_ok();
         if !told {
-            self.lagged.store(true, Ordering::Release);
+            self.fall_behind();
         }
         told
+    }
+
+    fn fall_behind(&self) {
+        self.shared.lagged.store(true, Ordering::Release);
+        self.shared.wake.notify_one();
     }
 }
 
@@ -240,7 +290,7 @@ pub struct Subscription {
     run: RunId,
     id: u64,
     events: mpsc::Receiver<Event>,
-    lagged: Arc<AtomicBool>,
+    shared: Arc<Lag>,
     next: u64,
 }
 
@@ -253,12 +303,15 @@ impl Subscription {
                 Ok(event) => event,
                 Err(_) => {
                     // What was missed is asked for once everything before it is read.
-                    if self.lagged.load(Ordering::Acquire) && !self.ask() {
+                    if self.shared.lagged.load(Ordering::Acquire) && !self.ask() {
                         return Event::Disconnected;
                     }
-                    match self.events.recv().await {
-                        Some(event) => event,
-                        None => return Event::Disconnected,
+                    tokio::select! {
+                        event = self.events.recv() => match event {
+                            Some(event) => event,
+                            None => return Event::Disconnected,
+                        },
+                        () = self.shared.wake.notified() => continue,
                     }
                 }
             };
@@ -281,7 +334,7 @@ impl Subscription {
             for s in run.subscribers.iter_mut().filter(|s| s.id == self.id) {
                 s.next = self.next;
             }
-            self.lagged.store(false, Ordering::Release);
+            self.shared.lagged.store(false, Ordering::Release);
             run.subscribers.iter().map(|s| s.next).min().unwrap_or(self.next)
         };
         let after = from.checked_sub(1);
@@ -331,6 +384,18 @@ mod tests {
             .map(|seq| pb::Chunk { seq, stderr: false, at_ms: 0, data: vec![b'x'].into() })
             .collect();
         pb::Output { run_id: run.to_string(), chunks }
+    }
+
+    fn end(run: RunId, chunks: u64) -> pb::Ended {
+        let record = serde_json::json!({
+            "run_id": run, "node": "127.0.0.2", "slot": "2026-01-01T00:00:00Z", "attempt": 1,
+            "cause": "exec", "executor": "exec", "cmd": "x", "state": "success", "code": 0,
+        });
+        pb::Ended {
+            run_id: run.to_string(),
+            record: record.to_string().into_bytes().into(),
+            chunks,
+        }
     }
 
     fn setup() -> (Sessions, NodeId, RunId, mpsc::Receiver<pb::MasterFrame>) {
@@ -386,10 +451,53 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_late_subscriber_is_sent_what_it_asked_for_and_not_what_came_before_that() {
+        let (sessions, node, run, _orders) = setup();
+        let _first = sessions.follow(&node, run, 0).unwrap();
+        sessions.output(output(run, 0..3));
+        let mut second = sessions.follow(&node, run, 0).unwrap();
+        // Still on its way for the first.
+        sessions.output(output(run, 3..4));
+        sessions.output(output(run, 0..5));
+        for want in 0..5 {
+            assert_eq!(seq(&mut second).await, want);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_end_does_not_overtake_what_was_missed() {
+        let (sessions, node, run, mut orders) = setup();
+        let mut late = sessions.follow(&node, run, 0).unwrap();
+        orders.recv().await.unwrap();
+        sessions.output(output(run, 2..3));
+        sessions.ended(&end(run, 3));
+        let reading = tokio::spawn(async move { (seq(&mut late).await, late) });
+        assert!(matches!(orders.recv().await.unwrap().frame, Some(Order::Follow(_))));
+        sessions.output(output(run, 0..3));
+        sessions.ended(&end(run, 3));
+        let (first, mut late) = reading.await.unwrap();
+        assert_eq!((first, seq(&mut late).await, seq(&mut late).await), (0, 1, 2));
+        assert!(matches!(late.next().await, Event::Ended(_)));
+    }
+
+    #[tokio::test]
+    async fn a_replaced_session_is_told_and_ends() {
+        let (sessions, node, run, _orders) = setup();
+        let mut s = sessions.follow(&node, run, 0).unwrap();
+        let (tx, _new_orders) = mpsc::channel(ORDERS);
+        let (id, token) = sessions.connect(node.clone(), 8, tx);
+        assert!(matches!(s.next().await, Event::Disconnected));
+        sessions.keep_only(Some(8));
+        assert!(sessions.is_connected(&node) && !token.is_cancelled());
+        sessions.disconnect(&node, id);
+        assert!(token.is_cancelled() && sessions.is_empty());
+    }
+
+    #[tokio::test]
     async fn a_lost_session_is_told_and_nobody_is_asked_any_more() {
         let (sessions, node, run, _orders) = setup();
         let mut s = sessions.follow(&node, run, 0).unwrap();
-        sessions.clear();
+        sessions.keep_only(None);
         assert!(matches!(s.next().await, Event::Disconnected));
         assert!(sessions.follow(&node, run, 0).is_none() && sessions.is_empty());
     }

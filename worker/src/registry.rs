@@ -153,6 +153,11 @@ impl Stages {
         Self { stage, follower: None, from, over: false }
     }
 
+    /// The position this started from.
+    pub fn from(&self) -> u64 {
+        self.from
+    }
+
     /// What happens next; `None` after the end or when the run is forgotten.
     pub async fn next(&mut self) -> Option<Event> {
         // The stage stays at the end: without this the end would be told for ever.

@@ -202,7 +202,7 @@ impl Session {
             let (state, code) = (RunState::Failed, Code::BUSY);
             let record = plan.not_run(&engine.node, state, code, Some(message));
             let out = out.clone();
-            tokio::spawn(async move { send(&out, ended(&record)).await });
+            tokio::spawn(async move { send(&out, ended(&record, 0)).await });
             return;
         };
         let (follower, follows, out) = (self.follower(run_id), self.follows.clone(), out.clone());
@@ -252,10 +252,14 @@ async fn follow(
     follows: Follows,
 ) {
     let telling = async {
+        let mut seen = stages.from();
         while let Some(event) = stages.next().await {
             let frame = match event {
-                Event::Output(chunks) => output(run_id, &chunks),
-                Event::Ended(record) => ended(&record),
+                Event::Output(chunks) => {
+                    seen = chunks.last().map_or(seen, |c| c.seq + 1);
+                    output(run_id, &chunks)
+                }
+                Event::Ended(record) => ended(&record, seen),
             };
             if !send(out, frame).await {
                 return;
@@ -289,9 +293,9 @@ fn output(run_id: RunId, chunks: &[Arc<OutputChunk>]) -> Answer {
     Answer::Output(pb::Output { run_id: run_id.to_string(), chunks })
 }
 
-fn ended(record: &RunRecord) -> Answer {
+fn ended(record: &RunRecord, chunks: u64) -> Answer {
     let run_id = record.run_id.to_string();
-    Answer::Ended(pb::Ended { run_id, record: encode(record).into() })
+    Answer::Ended(pb::Ended { run_id, record: encode(record).into(), chunks })
 }
 
 /// Answers whether the stream is still there.

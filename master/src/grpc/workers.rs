@@ -15,7 +15,7 @@ use meepo_logstore::LogItem;
 use meepo_proto::internal::{
     self as pb, item::Item, worker_frame::Frame, workers_server::Workers as Service,
 };
-use std::pin::Pin;
+use std::{pin::Pin, time::Duration};
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
@@ -27,6 +27,9 @@ pub(super) struct Workers {
     pub(super) stop: CancellationToken,
 }
 
+/// How long a new session may take to say whose it is.
+const HELLO: Duration = Duration::from_secs(5);
+
 type Orders = Pin<Box<dyn Stream<Item = Result<pb::MasterFrame, Status>> + Send>>;
 
 #[tonic::async_trait]
@@ -37,18 +40,20 @@ impl Service for Workers {
         &self,
         request: Request<Streaming<pb::WorkerFrame>>,
     ) -> Result<Response<Orders>, Status> {
-        let Some(term) = self.ops.term() else {
-            return Err(ApiError::new(Code::NO_LEADER, "this master does not lead").into());
-        };
         let mut frames = request.into_inner();
-        let first = frames.message().await?;
+        let first = tokio::time::timeout(HELLO, frames.message()).await;
+        let first = first.map_err(|_| Status::deadline_exceeded("no hello in time"))??;
         let Some(pb::WorkerFrame { frame: Some(Frame::Hello(hello)) }) = first else {
             return Err(Status::invalid_argument("the first frame must be a hello"));
         };
         let node =
             Name::new(&hello.node).map_err(|e| Status::from(ApiError::from(e.at("node"))))?;
+        // Asked last: a leadership that ends later ends the session with it.
+        let Some(term) = self.ops.term() else {
+            return Err(ApiError::new(Code::NO_LEADER, "this master does not lead").into());
+        };
         let (tx, rx) = mpsc::channel(ORDERS);
-        let id = self.ops.sessions.connect(node.clone(), term, tx.clone());
+        let (id, over) = self.ops.sessions.connect(node.clone(), term, tx);
         self.count();
         let (ops, stop) = (self.ops.clone(), self.stop.clone());
         let sessions_gauge = self.ops.metrics.sessions.clone();
@@ -57,7 +62,7 @@ impl Service for Workers {
                 let frame = tokio::select! {
                     () = stop.cancelled() => break,
                     // A newer session of the same node, or the end of the leadership.
-                    () = tx.closed() => break,
+                    () = over.cancelled() => break,
                     frame = frames.message() => frame,
                 };
                 match frame {
@@ -84,7 +89,9 @@ impl Service for Workers {
         for item in request.items {
             match item.item {
                 Some(Item::Run(json)) => {
-                    batch.push(LogItem::Run(decode(&json).map_err(ApiError::from)?));
+                    // Perhaps of a newer worker: another master may be able to read it.
+                    let record = decode(&json).map_err(|e| Status::unimplemented(e.to_string()))?;
+                    batch.push(LogItem::Run(record));
                 }
                 Some(Item::Output(output)) => {
                     let run_id: RunId =
