@@ -31,6 +31,8 @@ use uuid::Uuid;
 const TRIES: usize = 5;
 /// How long a request to run waits for its worker unless asked otherwise.
 const DEFAULT_TTL: Duration = Duration::from_secs(3600);
+/// Longest wait for the view to show what etcd has.
+const VIEW_LAG: Duration = Duration::from_secs(2);
 /// How long the cursor of claimed slots outlives its job.
 const CLAIM_KEPT: Duration = Duration::from_secs(600);
 /// How long the log store is waited for when jobs are shown.
@@ -313,6 +315,10 @@ impl Ops {
         if let Some(entry) = self.etcd.get(&keys::job(name)).await? {
             let spec: JobSpec = decode(&entry.value)?;
             let target = Target::parse(&spec.target)?;
+            // Nodes that were there when the job was applied must be seen.
+            let mut changes = self.view.changes();
+            let seen = changes.wait_for(|v| v.revision >= entry.mod_revision);
+            let _ = tokio::time::timeout(VIEW_LAG, seen).await;
             let nodes = self.view.read().all_nodes();
             let assignment = spec.assignment(Some(entry.mod_revision), Vec::new());
             let places = target.select(nodes.values());
