@@ -13,4 +13,5 @@ mod fleet;
 mod grpc;
 mod harness;
 mod scripts;
+mod services;
 mod shared;
