@@ -26,6 +26,9 @@ use tracing::{info, warn};
 const GRACE: Duration = Duration::from_secs(5);
 /// Wait after a failed try.
 const RETRY: Duration = Duration::from_secs(5);
+/// How often the runs of a node that stays away are looked at again: a record of its
+/// last runs may reach the log store late.
+const AGAIN: Duration = Duration::from_secs(300);
 
 /// Watches for vanished nodes while this master leads, until `stop` is cancelled.
 pub async fn run(
@@ -35,9 +38,8 @@ pub async fn run(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut changes = view.changes();
-    // Nodes that are away with the time to look at their runs, and those that were.
+    // Nodes that are away, with the time to look at their runs.
     let mut due: HashMap<NodeId, Instant> = HashMap::new();
-    let mut done: HashSet<NodeId> = HashSet::new();
     loop {
         let leads = leadership.borrow_and_update().mine.is_some();
         let complete = changes.borrow_and_update().complete;
@@ -47,15 +49,11 @@ pub async fn run(
                 data.nodes.keys().filter(|id| !data.health.contains_key(*id)).cloned().collect()
             };
             due.retain(|id, _| away.contains(id));
-            done.retain(|id| away.contains(id));
             for id in away {
-                if !done.contains(&id) {
-                    due.entry(id).or_insert_with(|| Instant::now() + GRACE);
-                }
+                due.entry(id).or_insert_with(|| Instant::now() + GRACE);
             }
         } else {
             due.clear();
-            done.clear();
         }
         let next = due.values().min().copied();
         tokio::select! {
@@ -72,8 +70,7 @@ pub async fn run(
                             if n > 0 {
                                 info!(node = %id, runs = n, "node is gone, its runs are lost");
                             }
-                            due.remove(&id);
-                            done.insert(id);
+                            due.insert(id, now + AGAIN);
                         }
                         Err(e) => {
                             warn!(node = %id, error = %e, "cannot mark lost runs, will try again");

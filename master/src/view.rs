@@ -14,7 +14,7 @@ use meepo_core::{
     placement::{At, Held, Snapshot},
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
 };
 use tokio::sync::{mpsc, watch as cell};
@@ -35,6 +35,10 @@ pub struct Version {
     pub complete: bool,
     /// etcd's revision of the last change seen.
     pub revision: i64,
+    /// Grows when something changes that placement looks at. Facts that nodes refresh
+    /// now and then do not count; targets on facts are looked at with the next change
+    /// or full comparison.
+    pub placement: u64,
 }
 
 /// What is known.
@@ -46,6 +50,8 @@ pub struct Data {
     pub health: BTreeMap<NodeId, Health>,
     /// Definitions.
     pub jobs: BTreeMap<Name, At<JobSpec>>,
+    /// Names of definitions that cannot be read.
+    pub opaque: BTreeSet<Name>,
     /// Assignments, as far as placement cares.
     pub assignments: BTreeMap<(NodeId, Name), At<Held>>,
 }
@@ -73,38 +79,47 @@ impl Data {
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
             jobs: self.jobs.clone(),
+            opaque: self.opaque.clone(),
             nodes: self.all_nodes(),
             assignments: self.assignments.clone(),
         }
     }
 
-    fn put(&mut self, entry: &Entry) {
+    /// Takes a value in; answers whether placement looks at what changed.
+    fn put(&mut self, entry: &Entry) -> bool {
         let key = entry.key.as_str();
-        let unreadable = |e: &dyn std::fmt::Display| warn!(key, error = %e, "unreadable value");
         if let Some(id) = keys::last(key, keys::HEALTH) {
-            match decode(&entry.value) {
-                Ok(health) => drop(self.health.insert(id, health)),
-                Err(e) => unreadable(&e),
-            }
+            let Some(health) = read::<Health>(entry) else { return false };
+            let labels = health.labels.clone();
+            let old = self.health.insert(id, health);
+            old.is_none_or(|old| old.labels != labels)
         } else if let Some(id) = keys::last(key, keys::NODES) {
-            match decode(&entry.value) {
-                Ok(node) => drop(self.nodes.insert(id, node)),
-                Err(e) => unreadable(&e),
-            }
+            let Some(node) = read::<NodeRecord>(entry) else { return false };
+            let labels = node.labels.clone();
+            let old = self.nodes.insert(id, node);
+            old.is_none_or(|old| old.labels != labels)
         } else if let Some(name) = keys::last(key, keys::JOBS) {
-            match decode(&entry.value) {
-                Ok(value) => {
+            match read(entry) {
+                Some(value) => {
+                    self.opaque.remove(&name);
                     self.jobs.insert(name, At { value, revision: entry.mod_revision });
                 }
-                // What the job has on nodes is kept: it may be of a newer version.
-                Err(e) => unreadable(&e),
+                // Perhaps of a newer version: what it has on nodes is kept.
+                None => {
+                    self.jobs.remove(&name);
+                    self.opaque.insert(name);
+                }
             }
+            true
         } else if let Some(pair) = keys::node_and_job(key, keys::ASSIGNMENTS) {
             let value = match decode::<Assignment>(&entry.value) {
                 Ok(a) if a.spec_revision.is_some() => Held::Ours(Box::new(a)),
                 _ => Held::Foreign,
             };
             self.assignments.insert(pair, At { value, revision: entry.mod_revision });
+            true
+        } else {
+            false
         }
     }
 
@@ -115,10 +130,17 @@ impl Data {
             self.nodes.remove(&id);
         } else if let Some(name) = keys::last(key, keys::JOBS) {
             self.jobs.remove(&name);
+            self.opaque.remove(&name);
         } else if let Some(pair) = keys::node_and_job(key, keys::ASSIGNMENTS) {
             self.assignments.remove(&pair);
         }
     }
+}
+
+fn read<T: serde::de::DeserializeOwned>(entry: &Entry) -> Option<T> {
+    decode(&entry.value)
+        .inspect_err(|e| warn!(key = entry.key, error = %e, "unreadable value"))
+        .ok()
 }
 
 fn info(
@@ -152,31 +174,34 @@ impl View {
     }
 
     fn apply(&self, batch: Batch) {
-        let mut data = self.data.write().unwrap_or_else(PoisonError::into_inner);
         let mut version = *self.version.borrow();
+        let write = || self.data.write().unwrap_or_else(PoisonError::into_inner);
         match batch {
             Batch::Reset { entries, revision } => {
-                *data = Data::default();
-                entries.iter().for_each(|e| data.put(e));
-                version = Version { complete: true, revision };
+                // Read before anybody is kept waiting.
+                let mut data = Data::default();
+                for entry in &entries {
+                    data.put(entry);
+                }
+                *write() = data;
+                let placement = version.placement + 1;
+                version = Version { complete: true, revision, placement };
             }
             Batch::Changes(changes) => {
+                let mut data = write();
                 for change in changes {
-                    let revision = match &change {
-                        Change::Put(entry) => {
-                            data.put(entry);
-                            entry.mod_revision
-                        }
+                    let (matters, revision) = match &change {
+                        Change::Put(entry) => (data.put(entry), entry.mod_revision),
                         Change::Delete { key, revision, .. } => {
                             data.delete(key);
-                            *revision
+                            (true, *revision)
                         }
                     };
+                    version.placement += u64::from(matters);
                     version.revision = version.revision.max(revision);
                 }
             }
         }
-        drop(data);
         self.version.send_replace(version);
     }
 

@@ -12,7 +12,7 @@ use crate::{
     node::NodeInfo,
     target::Target,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How many nodes hold the assignment of a job that runs once per cluster: the
 /// first claims, the others stand by.
@@ -41,6 +41,8 @@ pub enum Held {
 pub struct Snapshot {
     /// The definitions.
     pub jobs: BTreeMap<Name, At<JobSpec>>,
+    /// Jobs whose definitions this version cannot read: they keep what they have.
+    pub opaque: BTreeSet<Name>,
     /// The nodes.
     pub nodes: BTreeMap<NodeId, NodeInfo>,
     /// The assignments there are.
@@ -82,7 +84,8 @@ pub fn plan(snapshot: &Snapshot) -> Vec<Effect> {
         }
     }
     for (key, at) in &snapshot.assignments {
-        if matches!(at.value, Held::Ours(_)) && !wanted.contains_key(key) {
+        let ours = matches!(at.value, Held::Ours(_)) && !snapshot.opaque.contains(&key.1);
+        if ours && !wanted.contains_key(key) {
             let (node, job) = key.clone();
             effects.push(Effect::Delete { node, job, expect: at.revision });
         }
@@ -117,13 +120,25 @@ fn desired(name: &Name, at: &At<JobSpec>, snapshot: &Snapshot) -> Vec<(NodeId, A
             .map(|n| (n.id.clone(), at.value.assignment(revision, Vec::new())))
             .collect(),
         Placement::Once => {
-            let mut online: Vec<_> = matching.iter().filter(|n| n.online).map(|n| &n.id).collect();
-            if online.is_empty() {
-                // Nobody can take over: whoever had it keeps it and resumes on return.
-                online = matching.iter().map(|n| &n.id).collect();
+            let mut order: Vec<NodeId> = Vec::new();
+            let mut ranked: Vec<_> = matching.iter().collect();
+            ranked.sort_by_key(|n| (std::cmp::Reverse(weight(name, &n.id)), n.id.clone()));
+            order.extend(
+                ranked.iter().filter(|n| n.online).take(ONCE_HOLDERS).map(|n| n.id.clone()),
+            );
+            if order.is_empty() {
+                // Nobody can take over: whoever had it keeps it and goes on when it is back.
+                let had: Vec<_> = held().collect();
+                if !had.is_empty() {
+                    return had;
+                }
+                order.extend(ranked.iter().take(ONCE_HOLDERS).map(|n| n.id.clone()));
+            } else if order.len() < ONCE_HOLDERS {
+                // Room for those that are away: in a restart of the whole fleet the first to
+                // come back must not take the job, and its missed slots, from the others.
+                let away = ranked.iter().filter(|n| !n.online).map(|n| n.id.clone());
+                order.extend(away.take(ONCE_HOLDERS - order.len()));
             }
-            online.sort_by_key(|id| (std::cmp::Reverse(weight(name, id)), (*id).clone()));
-            let order: Vec<NodeId> = online.into_iter().take(ONCE_HOLDERS).cloned().collect();
             order
                 .iter()
                 .map(|id| (id.clone(), at.value.assignment(revision, order.clone())))
@@ -223,11 +238,31 @@ mod tests {
         apply(&mut s);
         assert!(!order(&s).contains(&first));
         assert_eq!(s.assignments.len(), ONCE_HOLDERS);
+        let before = s.assignments.clone();
         for n in s.nodes.values_mut() {
             n.online = false;
         }
+        assert_eq!(apply(&mut s), 0, "kept while nobody is there");
+        // One comes back: the others stay in line.
+        let last = order(&s)[ONCE_HOLDERS - 1].clone();
+        s.nodes.get_mut(&last).unwrap().online = true;
         apply(&mut s);
-        assert_eq!(s.assignments.len(), ONCE_HOLDERS, "kept while nobody is there");
+        assert_eq!(order(&s)[0], last);
+        assert_eq!(s.assignments.len(), ONCE_HOLDERS);
+        assert!(before.keys().any(|key| s.assignments.contains_key(key)));
+    }
+
+    #[test]
+    fn a_definition_that_cannot_be_read_keeps_what_it_has() {
+        let mut s = Snapshot {
+            jobs: [job("a", "each", 1)].into(),
+            nodes: [node("n1", true)].into(),
+            ..Default::default()
+        };
+        apply(&mut s);
+        s.jobs.clear();
+        s.opaque.insert(name("a"));
+        assert_eq!(plan(&s), []);
     }
 
     #[test]
