@@ -135,9 +135,14 @@ async fn bodies_that_cannot_be_read() {
         }
     }
     // Bytes that are no text.
-    let request = reqwest::Client::new().post(format!("{}/v1/jobs", api.base()));
-    let response = request.body(vec![0xff, 0xfe]).send().await.unwrap();
-    assert_eq!(response.status(), 400);
+    for (kind, status) in [(Some(json_type), 400), (None, 415)] {
+        let mut request = reqwest::Client::new().post(format!("{}/v1/jobs", api.base()));
+        if let Some(kind) = kind {
+            request = request.header(CONTENT_TYPE, kind);
+        }
+        let response = request.body(vec![0xff, 0xfe]).send().await.unwrap();
+        assert_eq!(response.status(), status, "{kind:?}");
+    }
     still_works(&api).await;
 }
 
