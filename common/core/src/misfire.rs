@@ -12,6 +12,9 @@ use std::collections::VecDeque;
 pub const GRACE: SignedDuration = SignedDuration::from_secs(10);
 /// How far back missed slots are looked for. Earlier ones are forgotten.
 pub const HORIZON: SignedDuration = SignedDuration::from_hours(7 * 24);
+/// At most so many slots are looked at one by one; of a longer absence under a dense
+/// schedule only the end is.
+const MAX_WALK: usize = 10_000;
 /// At most so many missed slots get a record of their own; the others are counted.
 pub const MAX_RECORDED: usize = 100;
 /// Default of `misfire_cap`.
@@ -47,6 +50,8 @@ pub struct Due {
     pub missed: Vec<Timestamp>,
     /// Missed slots older than those in `missed`.
     pub missed_before: u64,
+    /// There are older ones still, too many to be counted.
+    pub uncounted: bool,
     /// The first slot after now; `None` when the schedule has ended.
     pub next: Option<Timestamp>,
 }
@@ -54,13 +59,15 @@ pub struct Due {
 /// Looks at the slots in `(after, now]`, `after` being the last slot dealt with.
 pub fn due(when: &When, after: Timestamp, now: Timestamp, policy: Policy) -> Due {
     let next_after = |t| when.schedule.next_after(t, &when.timezone);
-    let oldest = now.checked_sub(HORIZON).unwrap_or(Timestamp::MIN);
-    let mut out = Due::default();
-    let mut late: VecDeque<Timestamp> = VecDeque::new();
+    let in_time = |slot| policy.starting_deadline.is_none_or(|d| now.duration_since(slot) <= d);
+    let oldest = after.max(now.checked_sub(HORIZON).unwrap_or(Timestamp::MIN));
     let keep = MAX_RECORDED + usize::try_from(policy.cap).unwrap_or(usize::MAX);
-    let mut at = next_after(after.max(oldest));
+    let start = recent(next_after, oldest, now, keep);
+    let mut out = Due { uncounted: start > oldest, ..Due::default() };
+    let mut late: VecDeque<Timestamp> = VecDeque::new();
+    let mut at = next_after(start);
     while let Some(slot) = at.filter(|s| *s <= now) {
-        if now.duration_since(slot) <= GRACE {
+        if now.duration_since(slot) <= GRACE && in_time(slot) {
             out.run.push((slot, Cause::Schedule));
         } else {
             late.push_back(slot);
@@ -82,7 +89,7 @@ pub fn due(when: &When, after: Timestamp, now: Timestamp, policy: Policy) -> Due
     let mut make_up = Vec::new();
     while make_up.len() < wanted {
         let Some(slot) = late.back().copied() else { break };
-        if policy.starting_deadline.is_some_and(|d| now.duration_since(slot) > d) {
+        if !in_time(slot) {
             break;
         }
         late.pop_back();
@@ -97,6 +104,34 @@ pub fn due(when: &When, after: Timestamp, now: Timestamp, policy: Policy) -> Due
     }
     out.missed = late.into();
     out
+}
+
+/// From where on to walk to `now`: `oldest`, unless more than [`MAX_WALK`] slots lie
+/// between; then a later instant after which there are fewer, but at least `keep`.
+fn recent(
+    next_after: impl Fn(Timestamp) -> Option<Timestamp>,
+    oldest: Timestamp,
+    now: Timestamp,
+    keep: usize,
+) -> Timestamp {
+    let count = |from| {
+        let slots = std::iter::successors(next_after(from), |t| next_after(*t));
+        slots.take_while(|s| *s <= now).take(MAX_WALK + 1).count()
+    };
+    let (mut many, mut few) = (oldest, now);
+    if count(oldest) <= MAX_WALK {
+        return oldest;
+    }
+    // Slots have whole seconds, so this ends: at the latest with neighbours.
+    while few.duration_since(many) > SignedDuration::from_secs(1) {
+        let middle = many + few.duration_since(many) / 2;
+        match count(middle) {
+            n if n > MAX_WALK => many = middle,
+            n if n < keep => few = middle,
+            _ => return middle,
+        }
+    }
+    many
 }
 
 #[cfg(test)]
@@ -182,5 +217,46 @@ mod tests {
             "every slot is accounted for"
         );
         assert_eq!(d.missed.len(), MAX_RECORDED);
+    }
+
+    #[test]
+    fn the_starting_deadline_holds_for_slots_that_are_hardly_late() {
+        let mut p = policy(Misfire::All);
+        p.starting_deadline = Some(SignedDuration::from_secs(1));
+        let at = |now| due(&minutely(), t("10:00:00"), t(now), p);
+        assert_eq!(slots(&at("10:01:01")), [("10:01".into(), Cause::Schedule)]);
+        let late = at("10:01:09");
+        assert_eq!((late.run.len(), late.missed.len()), (0, 1));
+    }
+
+    #[test]
+    fn a_week_of_seconds_is_not_walked_through() {
+        let every_second =
+            When { schedule: Schedule::parse("* * * * * *").unwrap(), timezone: TimeZone::UTC };
+        let now = t("10:00:00");
+        let asked = std::cell::Cell::new(0);
+        let next_after = |t| {
+            asked.set(asked.get() + 1);
+            every_second.schedule.next_after(t, &every_second.timezone)
+        };
+        let keep = MAX_RECORDED + 2;
+        let start = recent(next_after, now - HORIZON, now, keep);
+        assert!(asked.get() < 20 * MAX_WALK, "{}", asked.get());
+        let left = now.duration_since(start).as_secs();
+        assert!(left >= keep as i64 && left <= MAX_WALK as i64, "{left}");
+        let d = due(&every_second, now - HORIZON, now, policy(Misfire::All));
+        assert_eq!((d.missed.len(), d.uncounted), (MAX_RECORDED, true));
+        assert_eq!(d.run.last(), Some(&(now, Cause::Schedule)));
+    }
+
+    #[test]
+    fn the_end_of_a_dense_schedule_that_rests_now_is_still_found() {
+        // A second-by-second hour, long ago and within the horizon.
+        let busy =
+            When { schedule: Schedule::parse("* * 3-6 1 * *").unwrap(), timezone: TimeZone::UTC };
+        let now = t("10:00:00") + SignedDuration::from_hours(72);
+        let d = due(&busy, now - HORIZON, now, policy(Misfire::Once));
+        assert_eq!(d.run, [(t("06:59:59"), Cause::Misfire)]);
+        assert!(d.uncounted && d.missed.len() == MAX_RECORDED);
     }
 }
