@@ -95,6 +95,12 @@ impl Settings {
                  true on a network where everybody may"
             );
         }
+        let advertise = self.advertise.or(base.advertise);
+        anyhow::ensure!(
+            !(http.ip().is_unspecified() || grpc.ip().is_unspecified()) || advertise.is_some(),
+            "advertise: missing, and {grpc} is no address that others could connect to; expected \
+             the host name or address under which workers reach this master"
+        );
         let etcd = self.etcd.or(base.etcd).unwrap_or(vec!["http://127.0.0.1:2379".into()]);
         anyhow::ensure!(!etcd.is_empty(), "etcd: empty list; expected at least one URL");
         let data_dir = self.data_dir.or(base.data_dir).unwrap_or("/var/lib/meepo".into());
@@ -104,7 +110,7 @@ impl Settings {
             etcd,
             http,
             grpc,
-            advertise: self.advertise.or(base.advertise),
+            advertise,
             logs,
             data_dir,
             lease_ttl,
@@ -136,6 +142,9 @@ mod tests {
         let e = Settings::default().resolve(Some(&file)).unwrap_err();
         assert!(e.to_string().contains("allow_insecure_listen"), "{e}");
         std::fs::write(&file, "http = \"0.0.0.0:7600\"\nallow_insecure_listen = true\n").unwrap();
-        assert!(Settings::default().resolve(Some(&file)).is_ok());
+        let e = Settings::default().resolve(Some(&file)).unwrap_err();
+        assert!(e.to_string().starts_with("advertise: missing"), "{e}");
+        let named = Settings { advertise: Some("m1".into()), ..Settings::default() };
+        assert!(named.resolve(Some(&file)).is_ok());
     }
 }

@@ -52,6 +52,7 @@ impl ApiError {
             Code::FORBIDDEN => StatusCode::FORBIDDEN,
             Code::NO_TARGET => StatusCode::UNPROCESSABLE_ENTITY,
             Code::BUSY => StatusCode::TOO_MANY_REQUESTS,
+            Code::UNKNOWN_OUTCOME => StatusCode::GATEWAY_TIMEOUT,
             c if c.kind() == code::VALIDATION => StatusCode::BAD_REQUEST,
             c if c.retryable() => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
@@ -108,6 +109,7 @@ impl From<ApiError> for Status {
             }
             StatusCode::UNPROCESSABLE_ENTITY => tonic::Code::FailedPrecondition,
             StatusCode::SERVICE_UNAVAILABLE => tonic::Code::Unavailable,
+            StatusCode::GATEWAY_TIMEOUT => tonic::Code::Unknown,
             StatusCode::INTERNAL_SERVER_ERROR => tonic::Code::Internal,
             _ => tonic::Code::InvalidArgument,
         };

@@ -60,6 +60,10 @@ impl Master {
             Ok(())
         });
         let host = |address: SocketAddr| match &config.advertise {
+            // An address of IPv6 stands in brackets (RFC 3986 §3.2.2).
+            Some(name) if name.contains(':') && !name.starts_with('[') => {
+                format!("[{name}]:{}", address.port())
+            }
             Some(name) => format!("{name}:{}", address.port()),
             None => address.to_string(),
         };
@@ -100,7 +104,7 @@ impl Master {
         tasks.spawn(
             "http",
             OnError::Shutdown,
-            http::serve(http_listener, ops.clone(), stop.clone()),
+            http::serve(http_listener, ops.clone(), config.advertise.clone(), stop.clone()),
         );
         tasks.spawn("grpc", OnError::Shutdown, grpc::serve(grpc_listener, ops.clone(), stop));
         Ok(Self { http, grpc, ops, tasks })

@@ -4,6 +4,7 @@
 
 use crate::{metrics::Metrics, view::View};
 use etcd_client::{Compare, CompareOp, Txn, TxnOp};
+use meepo_coord::etcd::MAX_TXN_BYTES;
 use meepo_coord::{CoordError, Etcd, election::Leadership, keys, records::encode};
 use meepo_core::placement::{Effect, plan};
 use meepo_runtime::backoff::Backoff;
@@ -15,8 +16,6 @@ use tracing::{debug, info, warn};
 /// Effects in one transaction. Each brings a comparison of its own and at most one of
 /// its definition; with the leader's that stays below etcd's limit of 128.
 const GROUP: usize = 60;
-/// Bytes in one transaction, below etcd's limit of 1.5 MiB (`--max-request-bytes`).
-const GROUP_BYTES: usize = 1 << 20;
 /// How long changes are gathered before a plan is made.
 const GATHER: Duration = Duration::from_millis(10);
 /// Longest wait for the view to show what was written.
@@ -154,7 +153,7 @@ fn groups(effects: &[Effect]) -> Vec<&[Effect]> {
     let (mut groups, mut start, mut bytes) = (Vec::new(), 0, 0);
     for (i, effect) in effects.iter().enumerate() {
         let more = size(effect);
-        if i > start && (i - start >= GROUP || bytes + more > GROUP_BYTES) {
+        if i > start && (i - start >= GROUP || bytes + more > MAX_TXN_BYTES) {
             groups.push(&effects[start..i]);
             (start, bytes) = (i, 0);
         }
@@ -221,7 +220,7 @@ mod tests {
             (puts(1, "x"), 1),
             (puts(GROUP * 2 + 1, "x"), 3),
             (puts(10, &"x".repeat(400_000)), 5),
-            (puts(2, &"x".repeat(GROUP_BYTES)), 2),
+            (puts(2, &"x".repeat(MAX_TXN_BYTES)), 2),
         ] {
             let groups = groups(&effects);
             assert_eq!(groups.len(), want);

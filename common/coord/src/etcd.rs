@@ -1,8 +1,8 @@
 //! The connection and the few calls meepo makes.
 
 use etcd_client::{
-    Client, Compare, CompareOp, ConnectOptions, GetOptions, KeyValue, KvClient, PutOptions, Txn, TxnOp,
-    TxnOpResponse, WatchClient,
+    Client, Compare, CompareOp, ConnectOptions, GetOptions, KeyValue, KvClient, PutOptions, Txn,
+    TxnOp, TxnOpResponse, WatchClient,
 };
 use std::{future::Future, time::Duration};
 use tonic::Code;
@@ -14,6 +14,9 @@ pub const PAGE: i64 = 500;
 /// Largest answer taken. tonic's own limit of 4 MiB is less than a page of large
 /// values, or than what etcd sends a watcher that is behind.
 const MAX_ANSWER: usize = usize::MAX;
+/// Bytes of values in one transaction; with keys and the rest that stays below etcd's
+/// default `--max-request-bytes` of 1.5 MiB.
+pub const MAX_TXN_BYTES: usize = 1 << 20;
 /// Most operations in one transaction (etcd's default `--max-txn-ops`).
 pub const MAX_TXN_OPS: usize = 128;
 

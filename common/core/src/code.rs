@@ -66,6 +66,7 @@ codes! {
     LOG_STORE = 0x0401, "the log store cannot be reached";
     NO_LEADER = 0x0402, "no master leads at the moment";
     BUSY = 0x0403, "a limit on work in progress is reached";
+    UNKNOWN_OUTCOME = 0x0404, "it is not known whether the request took effect; look before you repeat it";
     BUG = 0x0500, "internal error; please report it with the log";
 }
 

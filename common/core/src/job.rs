@@ -16,12 +16,14 @@ use crate::{
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 /// Default limit of the output kept of one run, in bytes.
 pub const DEFAULT_OUTPUT_LIMIT: u64 = 64 * 1024;
 /// Largest output limit a job may ask for, in bytes.
 pub const MAX_OUTPUT_LIMIT: u64 = 16 * 1024 * 1024;
+/// Longest timeout.
+pub const MAX_TIMEOUT: Duration = Duration::from_secs(366 * 24 * 3600);
 /// Largest `misfire_cap`: how many missed slots `misfire: all` makes up for.
 pub const MAX_MISFIRE_CAP: u32 = 1_000;
 
@@ -406,8 +408,9 @@ impl Assignment {
                 );
             }
         }
-        if self.timeout.is_some_and(|t| t.0.is_zero()) {
-            return bad("timeout", "a timeout of zero".into(), "a positive duration such as 30s");
+        if self.timeout.is_some_and(|t| t.0.is_zero() || t.0 > MAX_TIMEOUT) {
+            let expected = "a positive duration such as 30s, at most a year";
+            return bad("timeout", "out of range".into(), expected);
         }
         if self.output_limit.is_some_and(|l| l > MAX_OUTPUT_LIMIT) {
             return bad(

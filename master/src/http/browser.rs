@@ -1,27 +1,57 @@
 //! Requests of web pages are refused.
 //!
 //! The API has no login yet and listens on loopback: without this, any page open in a
-//! browser on the same machine could run commands, by a form sent across origins or by
-//! a name that is made to resolve to 127.0.0.1. Browsers mark what pages send with
-//! `Origin` (RFC 6454 §7) or `Sec-Fetch-Site` (Fetch Metadata); pages cannot leave
-//! these out. An address typed by hand is marked `none` and allowed.
+//! browser on the same machine could run commands or read their output. Two marks give
+//! such requests away:
+//! - `Origin` (RFC 6454 §7) and `Sec-Fetch-Site` (Fetch Metadata), which browsers add
+//!   and pages cannot leave out of what crosses origins or changes something;
+//! - a `Host` that is neither an address nor a name of this machine: a name that was
+//!   made to resolve to 127.0.0.1, so that the page counts as of the same origin.
+//!
+//! An address typed by hand is marked `none` and allowed.
 
+use super::App;
 use crate::error::{ApiError, ApiResult};
 use axum::{
-    extract::Request,
+    extract::{Request, State},
     http::{HeaderMap, header},
     middleware::Next,
     response::Response,
 };
 use meepo_core::code::Code;
+use std::net::IpAddr;
 
 /// Lets everything through but what a web page sent.
-pub(super) async fn refuse(request: Request, next: Next) -> ApiResult<Response> {
+pub(super) async fn refuse(
+    State(app): State<App>,
+    request: Request,
+    next: Next,
+) -> ApiResult<Response> {
     if from_page(request.headers()) {
         let message = "requests of web pages are refused, as the API has no login yet";
         return Err(ApiError::new(Code::FORBIDDEN, message));
     }
+    // In HTTP/2 and in absolute form the host stands in the URI.
+    let host = request.headers().get(header::HOST).and_then(|h| h.to_str().ok());
+    let host = request.uri().host().or(host).unwrap_or_default();
+    if !is_ours(host, app.advertise.as_deref()) {
+        let message = format!(
+            "the name {host:?} is not known as this master's; use its address, or set \
+             `advertise` to the name"
+        );
+        return Err(ApiError::new(Code::FORBIDDEN, message));
+    }
     Ok(next.run(request).await)
+}
+
+/// Whether a host is an address, `localhost` or the name this master goes by.
+fn is_ours(host: &str, advertise: Option<&str>) -> bool {
+    let bare = match host.strip_prefix('[') {
+        Some(v6) => v6.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    let named = advertise.is_some_and(|name| name.eq_ignore_ascii_case(bare));
+    bare.eq_ignore_ascii_case("localhost") || named || bare.parse::<IpAddr>().is_ok()
 }
 
 fn from_page(headers: &HeaderMap) -> bool {
@@ -37,6 +67,17 @@ mod tests {
     fn marked(name: &'static str, value: &'static str) -> bool {
         let header = (HeaderName::from_static(name), HeaderValue::from_static(value));
         from_page(&HeaderMap::from_iter([header]))
+    }
+
+    #[test]
+    fn only_known_names_are_served() {
+        for ours in ["127.0.0.1:7600", "localhost", "LOCALHOST:7600", "[::1]:7600", "10.0.0.7"] {
+            assert!(is_ours(ours, None), "{ours}");
+        }
+        assert!(is_ours("m1.example.net:7600", Some("m1.example.net")));
+        for other in ["evil.example:7600", "", "localhost.evil.example", "127.0.0.1.evil.example"] {
+            assert!(!is_ours(other, Some("m1.example.net")), "{other}");
+        }
     }
 
     #[test]

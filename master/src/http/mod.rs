@@ -30,12 +30,21 @@ pub(crate) struct App {
     pub(crate) ops: Ops,
     pub(crate) stop: CancellationToken,
     pub(crate) openapi: Arc<str>,
+    /// The name this master goes by, if it has one.
+    pub(crate) advertise: Option<Arc<str>>,
 }
 
-/// Serves until `stop` is cancelled.
-pub async fn serve(listener: TcpListener, ops: Ops, stop: CancellationToken) -> anyhow::Result<()> {
+/// Serves until `stop` is cancelled. Requests for names other than `advertise` are
+/// refused, see the module on browsers.
+pub async fn serve(
+    listener: TcpListener,
+    ops: Ops,
+    advertise: Option<String>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     let openapi = document().to_pretty_json()?.into();
-    let app = App { ops, stop: stop.clone(), openapi };
+    let advertise = advertise.map(Into::into);
+    let app = App { ops, stop: stop.clone(), openapi, advertise };
     let service = router(app);
     axum::serve(NoDelay(listener), service).with_graceful_shutdown(stop.cancelled_owned()).await?;
     Ok(())
@@ -66,7 +75,7 @@ fn router(app: App) -> Router {
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .layer(middleware::from_fn(browser::refuse))
+        .layer(middleware::from_fn_with_state(app.clone(), browser::refuse))
         .layer(middleware::from_fn_with_state(app.clone(), count))
         .with_state(app)
 }
@@ -82,7 +91,11 @@ async fn unknown_method(request: Request) -> ApiError {
 }
 
 async fn count(State(app): State<App>, request: Request, next: Next) -> Response {
-    let method = request.method().to_string();
+    // Anybody can make up methods; labels must stay few.
+    let method = match request.method().as_str() {
+        known @ ("GET" | "PUT" | "POST" | "DELETE" | "HEAD") => known.to_owned(),
+        _ => "other".to_owned(),
+    };
     let response = next.run(request).await.into_response();
     let status = response.status().as_u16().into();
     app.ops.metrics.requests.get_or_create(&RequestLabels { method, status }).inc();

@@ -60,6 +60,7 @@ impl Ops {
     /// The hosts a target means: those that match, and those named that do not exist.
     pub fn resolve(&self, target: &str) -> ApiResult<Vec<String>> {
         let target = Target::parse(target)?;
+        self.fleet_known()?;
         let nodes = self.view.read().all_nodes();
         let mut hosts: BTreeSet<String> =
             target.select(nodes.values()).into_iter().map(|n| n.id.to_string()).collect();
@@ -72,7 +73,15 @@ impl Ops {
         Ok(hosts.into_iter().collect())
     }
 
-    /// Runs a command on hosts. Items come until every host has answered; dropping the
+    /// A master that has only just started does not know yet who there is.
+    fn fleet_known(&self) -> ApiResult<()> {
+        match self.view.changes().borrow().complete {
+            true => Ok(()),
+            false => Err(ApiError::new(Code::ETCD, "etcd has not been read yet")),
+        }
+    }
+
+    /// Runs a command on hosts, each once. Items come until every host has answered; dropping the
     /// receiver kills what still runs. Only the leader can do this.
     pub fn exec(
         &self,
@@ -82,6 +91,10 @@ impl Ops {
         let timeout = request.timeout.map_or(DEFAULT_TIMEOUT, |t| t.0);
         let assignment = assignment(request, timeout);
         assignment.validate()?;
+        self.fleet_known()?;
+        let mut hosts = hosts;
+        hosts.sort_unstable();
+        hosts.dedup();
         let Some(term) = self.term() else {
             return Err(ApiError::new(Code::NO_LEADER, "this master does not lead"));
         };

@@ -94,6 +94,16 @@ struct Follower {
     tx: mpsc::Sender<FollowItem>,
 }
 
+/// How following a run at its worker ended.
+enum Live {
+    /// The run has ended.
+    Ended(Box<RunRecord>),
+    /// The session broke.
+    Broken,
+    /// The worker does not know the run, or is not connected.
+    Unknown,
+}
+
 /// The caller is gone.
 struct Gone;
 
@@ -115,12 +125,11 @@ impl Follower {
                     return self.send(FollowItem::End(record)).await;
                 }
                 Found::On(node) => {
-                    let before = self.next;
-                    if let Some(record) = self.live(&node).await? {
-                        return self.send(FollowItem::End(record)).await;
-                    }
-                    if self.next > before {
-                        patience = Instant::now() + PATIENCE;
+                    match self.live(&node).await? {
+                        Live::Ended(record) => return self.send(FollowItem::End(record)).await,
+                        // It may have run for long without a word.
+                        Live::Broken => patience = Instant::now() + PATIENCE,
+                        Live::Unknown => {}
                     }
                 }
                 Found::Nowhere => {}
@@ -158,10 +167,10 @@ impl Follower {
         }
     }
 
-    /// What the worker tells; `None` when it does not know the run or is away.
-    async fn live(&mut self, node: &NodeId) -> Result<Option<Box<RunRecord>>, Gone> {
+    /// What the worker tells.
+    async fn live(&mut self, node: &NodeId) -> Result<Live, Gone> {
         let subscription = self.ops.sessions.follow(node, self.run_id, self.next);
-        let Some(mut subscription) = subscription else { return Ok(None) };
+        let Some(mut subscription) = subscription else { return Ok(Live::Unknown) };
         loop {
             let event = tokio::select! {
                 event = subscription.next() => event,
@@ -172,8 +181,9 @@ impl Follower {
                     self.next = chunk.seq + 1;
                     self.send(FollowItem::Output(chunk)).await?;
                 }
-                Event::Ended(record) => return Ok(Some(Box::new((*record).clone()))),
-                Event::Unknown | Event::Disconnected => return Ok(None),
+                Event::Ended(record) => return Ok(Live::Ended(Box::new((*record).clone()))),
+                Event::Unknown => return Ok(Live::Unknown),
+                Event::Disconnected => return Ok(Live::Broken),
             }
         }
     }

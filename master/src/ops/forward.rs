@@ -57,7 +57,8 @@ impl Ops {
                     event = events.message() => match event {
                         Ok(Some(event)) => exec_item(event),
                         Ok(None) => return,
-                        Err(status) => Some(ExecItem::Error(broken(status))),
+                        // It had started: to ask again would run the command twice.
+                        Err(_) => Some(ExecItem::Error(unknown_outcome())),
                     },
                 };
                 let last = matches!(item, Some(ExecItem::Error(_)));
@@ -116,7 +117,13 @@ impl Ops {
         let no_leader = || ApiError::new(Code::NO_LEADER, Code::NO_LEADER.meaning());
         let (leader, _) = self.leadership.borrow().leader.clone().ok_or_else(no_leader)?;
         let endpoint = Endpoint::from_shared(leader.grpc).map_err(|_| no_leader())?;
-        Ok(endpoint.connect_timeout(Duration::from_secs(3)).tcp_nodelay(true).connect_lazy())
+        // Without keep-alive a leader that lost its power would be waited for without end.
+        let endpoint = endpoint
+            .connect_timeout(Duration::from_secs(3))
+            .http2_keep_alive_interval(Duration::from_secs(5))
+            .keep_alive_timeout(Duration::from_secs(5))
+            .tcp_nodelay(true);
+        Ok(endpoint.connect_lazy())
     }
 }
 
@@ -130,6 +137,10 @@ fn broken(status: Status) -> ApiError {
     let known = status.metadata().get("meepo-code").and_then(|v| v.to_str().ok()?.parse().ok());
     let code = known.map_or(Code::NO_LEADER, Code);
     ApiError::new(code, status.message())
+}
+
+fn unknown_outcome() -> ApiError {
+    ApiError::new(Code::UNKNOWN_OUTCOME, "the connection to the leading master broke")
 }
 
 fn exec_item(event: pb::ExecEvent) -> Option<ExecItem> {

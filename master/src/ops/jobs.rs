@@ -6,7 +6,7 @@ use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp};
 use jiff::{SignedDuration, Timestamp};
 use meepo_coord::{
     Entry,
-    etcd::{Cas, MAX_TXN_OPS},
+    etcd::{Cas, MAX_TXN_BYTES, MAX_TXN_OPS},
     keys,
     records::{TriggerRecord, decode, encode},
 };
@@ -22,7 +22,7 @@ use meepo_core::{
     target::Target,
 };
 use serde_json::Value;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -33,6 +33,10 @@ const TRIES: usize = 5;
 const DEFAULT_TTL: Duration = Duration::from_secs(3600);
 /// Longest wait for the view to show what etcd has.
 const VIEW_LAG: Duration = Duration::from_secs(2);
+/// Longest time a request waits.
+const MAX_TTL: Duration = Duration::from_secs(366 * 24 * 3600);
+/// How long an expired request is kept for its worker to record.
+const EXPIRED_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// How long the cursor of claimed slots outlives its job.
 const CLAIM_KEPT: Duration = Duration::from_secs(600);
 /// How long the log store is waited for when jobs are shown.
@@ -90,9 +94,15 @@ impl Ops {
     async fn set_status_by_hand(&self, name: &Name, status: JobStatus) -> ApiResult<Applied> {
         let mut last = None;
         for entry in self.assignments_of(name).await? {
-            let Ok(mut value) = serde_json::from_slice::<Value>(&entry.value) else { continue };
-            value["status"] = serde_json::to_value(status).unwrap_or_default();
-            let text = value.to_string().into_bytes();
+            let Ok(Value::Object(mut value)) = serde_json::from_slice(&entry.value) else {
+                continue;
+            };
+            if value.contains_key("spec_revision") {
+                // A master's: it follows its definition.
+                continue;
+            }
+            value.insert("status".into(), serde_json::to_value(status).unwrap_or_default());
+            let text = Value::Object(value).to_string().into_bytes();
             match self.etcd.put_if(&entry.key, Some(text), entry.mod_revision, None).await? {
                 Cas::Done(revision) => last = Some(revision),
                 Cas::Conflict(_) => {
@@ -270,7 +280,9 @@ impl Ops {
         let mut plans = self.trigger_plans(name).await?;
         if let Some(only) = &only {
             let data = self.view.read();
-            plans.1.retain(|(node, _)| data.node(node).is_some_and(|n| only.matches(&n)));
+            let infos: Vec<_> = plans.1.iter().filter_map(|(node, _)| data.node(node)).collect();
+            let chosen: BTreeSet<&NodeId> = only.select(&infos).iter().map(|n| &n.id).collect();
+            plans.1.retain(|(node, _)| chosen.contains(node));
         }
         let (placement, mut places) = plans;
         if placement == Placement::Once {
@@ -284,10 +296,14 @@ impl Ops {
             return Err(ApiError::new(Code::NO_TARGET, message));
         }
         let now = meepo_core::run::to_millis(Timestamp::now());
-        let ttl = request.ttl.map_or(DEFAULT_TTL, |d| d.0);
-        let ttl = SignedDuration::try_from(ttl).unwrap_or(SignedDuration::MAX);
-        let expires_at = now.checked_add(ttl).unwrap_or(Timestamp::MAX);
-        let (mut runs, mut puts) = (Vec::new(), Vec::new());
+        let ttl = request.ttl.map_or(DEFAULT_TTL, |d| d.0).min(MAX_TTL);
+        let expires_at =
+            SignedDuration::try_from(ttl).ok().and_then(|ttl| now.checked_add(ttl).ok());
+        let expires_at = expires_at.unwrap_or(Timestamp::MAX);
+        // A node that never comes back must not leave its requests behind for ever; one
+        // that does gets a day to say that they had expired.
+        let lease = self.etcd.grant(ttl + EXPIRED_KEPT).await?;
+        let (mut runs, mut groups, mut bytes) = (Vec::new(), vec![Vec::new()], 0);
         for (node, assignment) in places {
             let run_id = RunId(Uuid::now_v7());
             let record = TriggerRecord {
@@ -297,11 +313,23 @@ impl Ops {
                 expires_at,
                 extra: BTreeMap::new(),
             };
-            puts.push(TxnOp::put(keys::trigger(&node, run_id), encode(&record), None));
+            let value = encode(&record);
+            bytes += value.len();
+            if groups.last().is_some_and(|g| g.len() == MAX_TXN_OPS) || bytes > MAX_TXN_BYTES {
+                groups.push(Vec::new());
+                bytes = value.len();
+            }
+            let options = PutOptions::new().with_lease(lease);
+            let put = TxnOp::put(keys::trigger(&node, run_id), value, Some(options));
+            groups.last_mut().into_iter().for_each(|g| g.push(put.clone()));
             runs.push(RunRef { run_id, node });
         }
-        for group in puts.chunks(MAX_TXN_OPS) {
-            self.etcd.txn("triggers", Txn::new().and_then(group.to_vec())).await?;
+        for group in groups {
+            if let Err(e) = self.etcd.txn("triggers", Txn::new().and_then(group)).await {
+                // Some may run: to ask again would run them twice.
+                warn!(job = %name, error = %e, "a request to run may or may not be kept");
+                return Err(ApiError::new(Code::UNKNOWN_OUTCOME, Code::UNKNOWN_OUTCOME.meaning()));
+            }
         }
         info!(job = %name, runs = runs.len(), "triggered");
         Ok(Triggered { runs })
