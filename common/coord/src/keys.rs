@@ -5,9 +5,9 @@
 //! | `/cron/jobs/<ip>/<job_id>` | [`meepo_core::job::Assignment`] | until removed |
 //! | `/cron/jobs/<ip>/` | the same; the oldest form, the id stands in `task_id` | until removed |
 //! | `/cron/cronid/jobs/<ip>/<task_id>` | [`meepo_core::api::CronId`] | the worker's lease |
-//! | `/cron/trigger/<ip>/<run_id>` | [`crate::records::TriggerRecord`] | until the worker took it |
+//! | `/cron/trigger/<ip>/<run_id>` | [`crate::records::TriggerRecord`] | until taken; its lease |
 //! | `/cron/kill/<ip>/<run_id>` | [`crate::records::KillRecord`] | a short lease of its own |
-//! | `/cron/lock/slot/<job_id>` | [`crate::records::ClaimRecord`] | as long as the job |
+//! | `/cron/lock/slot/<job_id>` | [`crate::records::ClaimRecord`] | as long as the job, and ten minutes |
 //! | `/cron/lock/mutex/<name>/<lease>` | [`crate::records::LockRecord`] | the holder's lease |
 //! | `/agent/health/<ip>` | [`meepo_core::node::Health`] | the worker's lease |
 //! | `/meepo/jobs/<name>` | [`meepo_core::job::JobSpec`] | until deleted |
