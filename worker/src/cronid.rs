@@ -5,15 +5,19 @@
 //! away the latest state of each job waits here, so memory is bounded by the number
 //! of jobs.
 
-use futures::{StreamExt, stream};
+use futures::future::join_all;
 use meepo_coord::{CoordError, Etcd, keys, lease::LeaseState, records::encode};
 use meepo_core::{
     api::CronId,
     id::{Name, NodeId},
 };
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, watch},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -23,41 +27,59 @@ use tracing::debug;
 const KEPT: Duration = Duration::from_secs(300);
 /// Writes on their way at the same time.
 const IN_FLIGHT: usize = 32;
+/// How long a failed write waits before the next.
+const RETRY: Duration = Duration::from_secs(1);
 
-/// Where to hand in states.
-pub type Sender = mpsc::Sender<(Name, CronId)>;
+/// Where states are handed in: holds the latest of each job, so that handing in never
+/// waits, however long etcd does not answer.
+#[derive(Debug, Default)]
+pub struct Board {
+    latest: Mutex<HashMap<Name, CronId>>,
+    posted: Notify,
+}
 
-/// Writes what comes from `rx` until `stop` is cancelled.
+impl Board {
+    /// Hands in the state of a job; an earlier one that is not written yet is replaced.
+    pub fn post(&self, job: Name, id: CronId) {
+        // Nothing is left half done while the lock is held.
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner).insert(job, id);
+        self.posted.notify_one();
+    }
+
+    fn take(&self) -> HashMap<Name, CronId> {
+        std::mem::take(&mut *self.latest.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Writes what is posted until `stop` is cancelled.
 pub async fn write(
     etcd: Etcd,
     node: NodeId,
     mut lease: watch::Receiver<LeaseState>,
-    mut rx: mpsc::Receiver<(Name, CronId)>,
+    board: Arc<Board>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut running: HashMap<Name, CronId> = HashMap::new();
     let mut pending: HashMap<Name, CronId> = HashMap::new();
     let mut writer = Writer { etcd, node, ended_lease: None };
     let mut bound_to = None;
-    let mut retry = None;
+    let mut retry = Instant::now();
     loop {
+        // Without a lease there is nothing to try: its return wakes this task.
+        let may_write = lease.borrow().id().is_some() && !pending.is_empty();
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            () = wait(retry), if !pending.is_empty() => {}
+            () = tokio::time::sleep_until(retry), if may_write => {}
             changed = lease.changed() => if changed.is_err() { return Ok(()) },
-            first = rx.recv() => {
-                let Some(first) = first else { return Ok(()) };
-                let mut next = Some(first);
-                while let Some((job, id)) = next {
-                    if id.state.is_final() {
-                        running.remove(&job);
-                    } else {
-                        running.insert(job.clone(), id.clone());
-                    }
-                    pending.insert(job, id);
-                    next = rx.try_recv().ok();
-                }
+            () = board.posted.notified() => {}
+        }
+        for (job, id) in board.take() {
+            if id.state.is_final() {
+                running.remove(&job);
+            } else {
+                running.insert(job.clone(), id.clone());
             }
+            pending.insert(job, id);
         }
         let Some(id) = lease.borrow_and_update().id() else { continue };
         if bound_to != Some(id) {
@@ -67,18 +89,16 @@ pub async fn write(
                 pending.entry(job.clone()).or_insert_with(|| cronid.clone());
             }
         }
-        if retry.is_none_or(|at| at <= Instant::now()) {
-            retry = writer.flush(id, &mut pending).await.err().map(|e| {
+        if retry <= Instant::now() {
+            let flushed = tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                flushed = writer.flush(id, &mut pending) => flushed,
+            };
+            if let Err(e) = flushed {
                 debug!(error = %e, "cannot write what runs, will try again");
-                Instant::now() + Duration::from_secs(1)
-            });
+                retry = Instant::now() + RETRY;
+            }
         }
-    }
-}
-
-async fn wait(at: Option<Instant>) {
-    if let Some(at) = at {
-        tokio::time::sleep_until(at).await;
     }
 }
 
@@ -90,7 +110,7 @@ struct Writer {
 }
 
 impl Writer {
-    /// Writes everything pending; what fails stays.
+    /// Writes everything pending. Stops at the first failure; what is not written stays.
     async fn flush(
         &mut self,
         lease: i64,
@@ -100,25 +120,30 @@ impl Writer {
             true => self.ended_lease().await?,
             false => 0,
         };
-        let todo: Vec<_> = pending.drain().collect();
-        let mut results = stream::iter(todo.into_iter().map(|(job, id)| {
-            let key = keys::cronid(&self.node, &job);
-            let lease = if id.state.is_final() { ended } else { lease };
+        while !pending.is_empty() {
+            let some: Vec<Name> = pending.keys().take(IN_FLIGHT).cloned().collect();
             let etcd = &self.etcd;
-            async move {
-                let result = etcd.put(&key, encode(&id), Some(lease)).await;
-                (job, id, result)
+            let puts =
+                some.into_iter().filter_map(|job| pending.remove_entry(&job)).map(|(job, id)| {
+                    let key = keys::cronid(&self.node, &job);
+                    let lease = if id.state.is_final() { ended } else { lease };
+                    async move {
+                        let result = etcd.put(&key, encode(&id), Some(lease)).await;
+                        (job, id, result)
+                    }
+                });
+            let mut failed = None;
+            for (job, id, result) in join_all(puts.collect::<Vec<_>>()).await {
+                if let Err(e) = result {
+                    pending.insert(job, id);
+                    failed = Some(e);
+                }
             }
-        }))
-        .buffer_unordered(IN_FLIGHT);
-        let mut failed = None;
-        while let Some((job, id, result)) = results.next().await {
-            if let Err(e) = result {
-                pending.insert(job, id);
-                failed = Some(e);
+            if let Some(e) = failed {
+                return Err(e);
             }
         }
-        failed.map_or(Ok(()), Err)
+        Ok(())
     }
 
     /// One lease for all that ended within a while: leases are dear when written often.
@@ -131,5 +156,61 @@ impl Writer {
         let id = self.etcd.grant(KEPT * 2).await?;
         self.ended_lease = Some((id, Instant::now() + KEPT));
         Ok(id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jiff::Timestamp;
+    use meepo_core::{id::RunId, run::RunState};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    fn state(state: RunState) -> CronId {
+        CronId {
+            cronid: RunId(uuid::Uuid::nil()),
+            state,
+            slot: Timestamp::UNIX_EPOCH,
+            started_at: None,
+            ended_at: None,
+            code: None,
+        }
+    }
+
+    #[test]
+    fn a_board_holds_the_latest_state_of_each_job() {
+        let board = Board::default();
+        let (a, b) = (Name::new("a").unwrap(), Name::new("b").unwrap());
+        board.post(a.clone(), state(RunState::Running));
+        board.post(a.clone(), state(RunState::Success));
+        board.post(b, state(RunState::Running));
+        let all = board.take();
+        assert_eq!((all.len(), all[&a].state), (2, RunState::Success));
+        assert!(board.take().is_empty());
+    }
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[tokio::test]
+    async fn without_a_lease_the_writer_sleeps() {
+        let etcd = Etcd::connect(&["http://127.0.0.1:1".into()]).await.unwrap();
+        let (_lease, held) = watch::channel(LeaseState::None);
+        let board = Arc::new(Board::default());
+        board.post(Name::new("a").unwrap(), state(RunState::Running));
+        let node = Name::new("n").unwrap();
+        let mut writing = Box::pin(write(etcd, node, held, board, CancellationToken::new()));
+        // A writer that spins uses up its turn and wakes itself for the next one.
+        let woken = Arc::new(Woken::default());
+        let waker = woken.clone().into();
+        let polled = writing.as_mut().poll(&mut std::task::Context::from_waker(&waker));
+        assert!(polled.is_pending());
+        assert_eq!(woken.0.load(Ordering::Relaxed), 0);
     }
 }

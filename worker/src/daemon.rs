@@ -4,6 +4,7 @@
 //! The pid file is locked for as long as the worker lives, so a stale file of a worker
 //! that was killed misleads nobody: not the number in it decides but the lock.
 
+use crate::worker::LONGEST_SHUTDOWN;
 use anyhow::{Context, bail};
 use nix::{
     fcntl::{Flock, FlockArg},
@@ -19,8 +20,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long `start` waits for the worker to take the pid file, and `stop` for it to go.
+/// How long `start` waits for the worker to take the pid file.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long `stop` waits for it to go: longer than its shutdown may take.
+const STOP_PATIENCE: Duration = LONGEST_SHUTDOWN.saturating_add(Duration::from_secs(5));
+/// How long a lock or a number in the pid file may take to settle: a worker that was
+/// killed may leave its lock for a moment to a process that was just being started.
+const SETTLE: Duration = Duration::from_millis(500);
 const STEP: Duration = Duration::from_millis(20);
 
 /// The pid file of a running worker; held until the process ends.
@@ -38,16 +44,24 @@ impl PidFile {
             std::fs::create_dir_all(dir)
                 .with_context(|| format!("cannot create {} for the pid file", dir.display()))?;
         }
-        let file = open(path)?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(mut lock) => {
-                lock.set_len(0)?;
-                lock.rewind()?;
-                writeln!(lock, "{}", std::process::id())?;
-                Ok(Self { _lock: lock })
-            }
-            Err((file, _)) => {
-                bail!("a worker runs already with pid {} ({})", read_pid(file)?, path.display())
+        let mut file = open(path)?;
+        let deadline = Instant::now() + SETTLE;
+        loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(mut lock) => {
+                    lock.set_len(0)?;
+                    lock.rewind()?;
+                    writeln!(lock, "{}", std::process::id())?;
+                    return Ok(Self { _lock: lock });
+                }
+                Err((unlocked, _)) if Instant::now() < deadline => {
+                    file = unlocked;
+                    std::thread::sleep(STEP);
+                }
+                Err((mut file, _)) => {
+                    let pid = read_pid(&mut file)?;
+                    bail!("a worker runs already with pid {pid} ({})", path.display())
+                }
             }
         }
     }
@@ -67,26 +81,47 @@ fn open(path: &Path) -> anyhow::Result<File> {
         .with_context(|| format!("cannot open the pid file {}", path.display()))
 }
 
-fn read_pid(mut file: File) -> anyhow::Result<i32> {
+fn read_pid(file: &mut File) -> anyhow::Result<i32> {
     let mut text = String::new();
     file.rewind()?;
     file.read_to_string(&mut text)?;
-    text.trim().parse().with_context(|| format!("the pid file holds {:?}, not a pid", text.trim()))
+    // 0 and below name groups of processes, 1 is init: none of them is a worker.
+    match text.trim().parse() {
+        Ok(pid) if pid > 1 => Ok(pid),
+        _ => bail!("the pid file holds {:?}, not the pid of a worker", text.trim()),
+    }
 }
 
 /// The pid of the worker that holds the file, if one does.
 ///
 /// # Errors
-/// When the file is there and cannot be read.
+/// When the file is there and cannot be read, or what holds it does not write its pid.
 pub fn running(path: &Path) -> anyhow::Result<Option<i32>> {
-    let file = match File::open(path) {
+    let opened =
+        OpenOptions::new().read(true).custom_flags(nix::fcntl::OFlag::O_NOFOLLOW.bits()).open(path);
+    let mut file = match opened {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
     };
-    match Flock::lock(file, FlockArg::LockSharedNonblock) {
-        Ok(_) => Ok(None),
-        Err((file, _)) => read_pid(file).map(Some),
+    // Between the lock and the pid the file is empty or holds the pid of an earlier
+    // worker: only what is read twice counts.
+    let deadline = Instant::now() + SETTLE;
+    let mut before = None;
+    loop {
+        file = match Flock::lock(file, FlockArg::LockSharedNonblock) {
+            Ok(_) => return Ok(None),
+            Err((file, _)) => file,
+        };
+        match read_pid(&mut file) {
+            Ok(pid) if before == Some(pid) => return Ok(Some(pid)),
+            Ok(pid) => before = Some(pid),
+            Err(e) if Instant::now() >= deadline => {
+                return Err(e).with_context(|| path.display().to_string());
+            }
+            Err(_) => before = None,
+        }
+        std::thread::sleep(STEP);
     }
 }
 
@@ -121,7 +156,8 @@ pub fn start(pid_file: &Path, log: &Path, args: &[String]) -> anyhow::Result<i32
     let pid = i32::try_from(child.id())?;
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
-        if running(pid_file)? == Some(pid) {
+        // An error is a file that is being written; if it stays, the time runs out.
+        if running(pid_file).is_ok_and(|there| there == Some(pid)) {
             return Ok(pid);
         }
         if let Some(status) = child.try_wait()? {
@@ -141,12 +177,43 @@ pub fn stop(pid_file: &Path) -> anyhow::Result<Option<i32>> {
     let Some(pid) = running(pid_file)? else { return Ok(None) };
     kill(Pid::from_raw(pid), Signal::SIGTERM)
         .with_context(|| format!("cannot signal the worker with pid {pid}"))?;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + STOP_PATIENCE;
     while running(pid_file)? == Some(pid) {
         if Instant::now() >= deadline {
-            bail!("the worker with pid {pid} did not end within {PATIENCE:?}");
+            bail!("the worker with pid {pid} did not end within {STOP_PATIENCE:?}");
         }
         std::thread::sleep(STEP);
     }
     Ok(Some(pid))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_pid_of_a_worker_that_holds_the_file_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("worker.pid");
+        assert_eq!(running(&path).unwrap(), None);
+        let held = PidFile::take(&path).unwrap();
+        assert_eq!(running(&path).unwrap(), i32::try_from(std::process::id()).ok());
+        let refused = PidFile::take(&path).err().unwrap().to_string();
+        assert!(refused.contains(&std::process::id().to_string()), "{refused}");
+        for bad in ["", "1", "0", "-5", "x"] {
+            std::fs::write(&path, bad).unwrap();
+            assert!(running(&path).is_err(), "{bad:?}");
+        }
+        drop(held);
+        assert_eq!(running(&path).unwrap(), None, "nobody holds it");
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_the_pid_file_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("worker.pid"), dir.path().join("other"));
+        let _held = PidFile::take(&other).unwrap();
+        std::os::unix::fs::symlink(&other, &path).unwrap();
+        assert!(running(&path).is_err() && PidFile::take(&path).is_err());
+    }
 }

@@ -10,7 +10,7 @@ use crate::{
     metrics::Metrics,
     process::{Command, Ended, KillReason, Runner},
     registry::Registry,
-    state::{Begin, Queued, SpoolItem, State, StateError},
+    state::{Begin, Queued, SpoolItem, State, StateError, StateProblem},
 };
 use jiff::Timestamp;
 use meepo_coord::Etcd;
@@ -98,7 +98,7 @@ pub struct Engine {
     /// Runs by id.
     pub registry: Registry,
     /// Where states for etcd go.
-    pub cronid: cronid::Sender,
+    pub cronid: Arc<cronid::Board>,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// For requests that have served.
@@ -143,11 +143,16 @@ impl Engine {
                 }
             }
             Ok(known) => {
-                info!(run_id = %plan.run_id, ?known, "begun in an earlier life, not started again");
+                info!(run_id = %plan.run_id, ?known, "not started again");
+                self.registry.forget(plan.run_id);
+                if let Begin::SlotTaken { cursor } = known {
+                    let why = format!("the slots up to {cursor} have been dealt with already");
+                    let (state, code) = (RunState::Skipped, Code::CONFLICT);
+                    self.settle(&[plan.not_run(&self.node, state, code, Some(why))], None).await;
+                }
                 if let Some(key) = request {
                     self.delete_key(key);
                 }
-                self.registry.forget(plan.run_id);
                 return None;
             }
             Err(e) => {
@@ -165,7 +170,7 @@ impl Engine {
         }
         let mut record = plan.record(&self.node);
         let ended = self.run(&plan, &mut record).await;
-        Some(self.finish(&plan, record, ended).await)
+        Some(self.finish(record, ended).await)
     }
 
     /// From the durable beginning to the end of the process.
@@ -178,12 +183,12 @@ impl Engine {
         record.pid = Some(running.pid);
         record.started_at = Some(running.started_at);
         self.registry.started(record, running.control.clone(), running.output.clone());
-        self.publish(record).await;
         if let Err(e) = self.note_started(record, running.pid_start_time).await {
             // The journal knows the run without its pid: after a crash it is reported
             // lost, but a process left over could not be found.
             warn!(run_id = %plan.run_id, error = %e, "cannot note the process in the journal");
         }
+        self.publish(record);
         let mut output = running.output.follow(0);
         let spooling = async {
             while let Some(chunks) = output.next().await {
@@ -204,7 +209,7 @@ impl Engine {
         Ok(())
     }
 
-    async fn finish(&self, plan: &Plan, mut record: RunRecord, ended: Ended) -> Arc<RunRecord> {
+    async fn finish(&self, mut record: RunRecord, ended: Ended) -> Arc<RunRecord> {
         record.state = ended.state;
         record.code = ended.code;
         record.exit_code = ended.exit_code;
@@ -214,14 +219,40 @@ impl Engine {
         record.output_bytes = ended.output_bytes;
         record.dropped_bytes = ended.dropped_bytes;
         self.metrics.ended(record.state);
-        if let Err(e) = self.state.end_run(&record).await {
-            self.metrics.spool_errors.inc();
-            error!(run_id = %plan.run_id, error = %e, "cannot record the end of the run");
-        }
-        self.publish(&record).await;
+        let durable = match self.state.end_run(&record).await {
+            Ok(refused) => {
+                record.dropped_bytes += refused;
+                Ok(())
+            }
+            Err(e) => Err(e),
+        };
+        // Who waits for the end is told all the same.
+        self.publish(&record);
         let record = Arc::new(record);
         self.registry.ended(record.clone());
+        if let Err(e) = durable {
+            self.end_later(&record, e).await;
+        }
         record
+    }
+
+    /// Tries to record the end of a run until it succeeds. Should the worker end before,
+    /// the run stays in the journal and counts as lost in its next life.
+    async fn end_later(&self, record: &RunRecord, mut error: StateError) {
+        let mut backoff = Backoff::new(Duration::from_secs(5));
+        while error.problem != StateProblem::Closed {
+            self.metrics.spool_errors.inc();
+            let (run_id, wait) = (record.run_id, backoff.next_wait());
+            error!(%run_id, %error, ?wait, "cannot record the end of the run, will try again");
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+            match self.state.end_run(record).await {
+                Ok(_) => return,
+                Err(e) => error = e,
+            }
+        }
     }
 
     /// Records runs that never got a process, and moves the job's cursor, without
@@ -234,6 +265,25 @@ impl Engine {
             self.metrics.spool_errors.inc();
             error!(error = %e, "cannot record slots that were not run");
         }
+    }
+
+    /// Records that a run asked for by a key in etcd is not run, unless it is known, and
+    /// then deletes the key.
+    pub fn turn_down(self: &Arc<Self>, record: RunRecord, key: String) {
+        let this = self.clone();
+        tokio::spawn(async move {
+            match this.state.note_runs(std::slice::from_ref(&record), None).await {
+                Ok(_) => {
+                    this.metrics.ended(record.state);
+                    this.delete_key(key);
+                }
+                // The key stays, and with it the request.
+                Err(e) => {
+                    this.metrics.spool_errors.inc();
+                    error!(run_id = %record.run_id, error = %e, "cannot record what was not run");
+                }
+            }
+        });
     }
 
     /// Deletes a key that has served, trying until etcd answers.
@@ -256,7 +306,7 @@ impl Engine {
         self.registry.kill_all(KillReason::Shutdown)
     }
 
-    async fn publish(&self, record: &RunRecord) {
+    fn publish(&self, record: &RunRecord) {
         let Some(job) = &record.job else { return };
         let id = CronId {
             cronid: record.run_id,
@@ -266,8 +316,7 @@ impl Engine {
             ended_at: record.ended_at,
             code: record.state.is_final().then_some(record.code),
         };
-        // An error means that the writer has stopped: the process shuts down.
-        let _ = self.cronid.send((job.clone(), id)).await;
+        self.cronid.post(job.clone(), id);
     }
 
     fn command(&self, plan: &Plan) -> Command {

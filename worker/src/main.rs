@@ -1,5 +1,6 @@
 //! `meepo-worker`: one on each host.
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 use meepo_runtime::{tasks, telemetry};
 use meepo_worker::{
@@ -7,6 +8,7 @@ use meepo_worker::{
     daemon::{self, PidFile},
     health::VERSION,
     process::exec_helper_entry,
+    state,
 };
 use std::{path::PathBuf, process::ExitCode};
 
@@ -62,6 +64,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Run(options) => serve(resolve(options)?.0)?,
         Command::Start(options) => {
             let (config, log) = resolve(options)?;
+            own_dir(&config)?;
             let log = log.unwrap_or_else(|| config.data_dir.join("worker.log"));
             // Everything after `start`, word for word.
             let args: Vec<String> = std::env::args().skip(2).collect();
@@ -90,8 +93,15 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The data directory, for this user only, before anything is put into it.
+fn own_dir(config: &config::Config) -> anyhow::Result<()> {
+    let dir = &config.data_dir;
+    state::private_dir(dir).with_context(|| format!("cannot create {}", dir.display()))
+}
+
 fn serve(config: config::Config) -> anyhow::Result<()> {
     telemetry::init(config.log_format);
+    own_dir(&config)?;
     let _pid_file = PidFile::take(&config.pid_file)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {

@@ -270,7 +270,12 @@ async fn follow(
         // Another follower has taken the place of this one, or nobody follows any more.
         () = stop.cancelled() => {}
         () = telling => {
-            follows.lock().unwrap_or_else(PoisonError::into_inner).remove(&run_id);
+            let mut follows = follows.lock().unwrap_or_else(PoisonError::into_inner);
+            // Under the lock: another follower may have taken the place meanwhile, and
+            // the guard is that one's.
+            if !stop.is_cancelled() {
+                follows.remove(&run_id);
+            }
         }
     }
 }

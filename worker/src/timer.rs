@@ -82,8 +82,13 @@ impl WallTimer {
         let flags =
             TimerSetTimeFlags::TFD_TIMER_ABSTIME | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET;
         match self.shared.fd.set(Expiration::OneShot(spec), flags) {
-            // The clock was set between two settings of the timer; the new one holds.
-            Ok(()) | Err(Errno::ECANCELED) => Ok(()),
+            Ok(()) => Ok(()),
+            // The clock was set between two settings of the timer: the new one holds, and
+            // the thread that reads will not learn of it any more.
+            Err(Errno::ECANCELED) => {
+                self.shared.clock_set.notify_one();
+                Ok(())
+            }
             Err(e) => Err(e.into()),
         }
     }

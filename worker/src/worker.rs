@@ -43,6 +43,10 @@ const LAST_DELIVERY: Duration = Duration::from_secs(3);
 /// Longest time the tasks may take to end.
 const TASKS_END: Duration = Duration::from_secs(5);
 
+/// What [`Worker::shutdown`] takes at the longest, roughly.
+pub(crate) const LONGEST_SHUTDOWN: Duration =
+    TASKS_END.saturating_mul(2).saturating_add(RUNS_END).saturating_add(LAST_DELIVERY);
+
 /// A worker that runs.
 pub struct Worker {
     /// Its node id.
@@ -72,12 +76,13 @@ impl Worker {
                 config.metrics
             )
         })?;
+        let metrics = Arc::new(Metrics::default());
         let mut options = StateOptions::new(&config.data_dir);
         options.spool_limit = config.spool_limit;
+        options.lost = metrics.spool_errors.clone();
         let state = tokio::task::spawn_blocking(move || State::open(&options)).await??;
         recover(&state).await.context("cannot read the journal")?;
         let etcd = Etcd::connect(&config.etcd).await?;
-        let metrics = Arc::new(Metrics::default());
         let me = Identity {
             node: node.clone(),
             instance: uuid::Uuid::now_v7().to_string(),
@@ -104,11 +109,11 @@ impl Worker {
             Some(url) => Sink::Store(meepo_logstore::open(url).await.context("logs")?),
             None => Sink::Master(link.clone()),
         });
-        let (cronid_tx, cronid_rx) = mpsc::channel(1024);
+        let cronid = Arc::new(cronid::Board::default());
         base.spawn(
             "cronid",
             OnError::Shutdown,
-            cronid::write(etcd.clone(), node.clone(), lease.clone(), cronid_rx, base.token()),
+            cronid::write(etcd.clone(), node.clone(), lease.clone(), cronid.clone(), base.token()),
         );
         base.spawn(
             "delivery",
@@ -127,7 +132,7 @@ impl Worker {
             state,
             runner: Runner::new(RunnerOptions::default())?,
             registry: Registry::default(),
-            cronid: cronid_tx,
+            cronid,
             metrics,
             etcd: etcd.clone(),
             stop: base.token(),
@@ -185,7 +190,8 @@ impl Worker {
             info!(active, "ending runs");
             let over = async {
                 let mut tick = tokio::time::interval(Duration::from_millis(20));
-                while !self.engine.registry.active().is_empty() {
+                // Again each time: a run may just have been about to start.
+                while self.engine.shut_down() > 0 {
                     tick.tick().await;
                 }
             };

@@ -50,6 +50,32 @@ pub(super) fn send(pid: u32, signal: Signal) -> Result<bool, Errno> {
     }
 }
 
+/// All processes that were started with the variable `name` in their environment, as far
+/// as this user may look, with its value. Children have it too, unless they dropped it.
+/// This process is left out.
+pub fn with_variable(name: &str) -> Vec<(u32, String)> {
+    let Ok(proc) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let prefix = format!("{name}=");
+    let found = proc.flatten().filter_map(|entry| {
+        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let environ = std::fs::read(entry.path().join("environ")).ok()?;
+        let mut variables = environ.split(|b| *b == 0);
+        let value = variables.find_map(|v| v.strip_prefix(prefix.as_bytes()))?;
+        let value = String::from_utf8(value.to_vec()).ok()?;
+        (pid != std::process::id() && start_time(pid).is_some()).then_some((pid, value))
+    });
+    found.collect()
+}
+
+/// Kills one process, not its group.
+pub fn kill_process(pid: u32) -> Result<(), Errno> {
+    let Some(pid) = i32::try_from(pid).ok().filter(|p| *p > 1) else { return Ok(()) };
+    match nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL) {
+        Err(Errno::ESRCH) | Ok(()) => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -44,7 +44,7 @@ pub use command::{Command, Ended, KillPlan, KillReason};
 pub use error::{StartError, StartProblem};
 pub use helper::{EXEC_HELPER_ARG, exec_helper_entry, exec_helper_main};
 pub use hub::{Follower, OutputHub};
-pub use leftover::{is_alive, signal_group, start_time};
+pub use leftover::{is_alive, kill_process, signal_group, start_time, with_variable};
 pub use runner::{Control, Runner, RunnerOptions, Running};
 
 #[cfg(test)]

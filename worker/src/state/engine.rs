@@ -6,8 +6,11 @@ use super::{
     open::{Lock, Opened},
     spool::{Meter, SpoolStats},
 };
+use meepo_core::id::RunId;
+use prometheus_client::metrics::counter::Counter;
 use rusqlite::Connection;
 use std::{
+    collections::HashMap,
     path::PathBuf,
     sync::{
         Arc,
@@ -28,6 +31,9 @@ pub(super) struct Context {
     pub(super) path: PathBuf,
     /// Follows the spool's content; set back when a transaction fails.
     pub(super) meter: Meter,
+    /// Bytes of output refused by a full spool, by run, until the run ends; set back like
+    /// the meter.
+    pub(super) refused: HashMap<RunId, u64>,
     /// Bytes the spool may hold before output is refused.
     pub(super) spool_limit: u64,
     /// Run ids remembered, at most.
@@ -46,12 +52,25 @@ pub(super) struct Counters {
     pub(super) transactions: AtomicU64,
     pub(super) operations: AtomicU64,
     pub(super) failed: AtomicU64,
+    /// Failed, and nobody waited for them.
+    pub(super) lost: Counter,
+}
+
+impl Counters {
+    fn failure(&self, awaited: bool) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+        if !awaited {
+            self.lost.inc();
+        }
+    }
 }
 
 /// An operation with the one who waits for it.
 pub(super) trait Operation: Send {
     /// Applies it; may be called again after the transaction was rolled back.
     fn apply(&mut self, cx: &mut Context) -> Result<(), StateError>;
+    /// Whether somebody waits for it.
+    fn awaited(&self) -> bool;
     /// Tells how it went, once it is durable or has failed.
     fn finish(self: Box<Self>, outcome: Result<(), StateError>);
 }
@@ -79,6 +98,10 @@ where
         let result = (self.f)(cx).map_err(|e| StateError::sqlite(&cx.path, &e))?;
         self.result = Some(result);
         Ok(())
+    }
+
+    fn awaited(&self) -> bool {
+        self.reply.is_some()
     }
 
     fn finish(self: Box<Self>, outcome: Result<(), StateError>) {
@@ -111,6 +134,7 @@ pub(super) fn run(
         conn: opened.conn,
         path: opened.path,
         meter,
+        refused: HashMap::new(),
         spool_limit: limits.0,
         seen_limit: limits.1,
         freed: true,
@@ -154,7 +178,7 @@ impl Context {
         match self.transaction(&mut operations, counters) {
             Ok(()) => operations.into_iter().for_each(|o| o.finish(Ok(()))),
             Err(error) if operations.len() == 1 => {
-                counters.failed.fetch_add(1, Ordering::Relaxed);
+                counters.failure(operations[0].awaited());
                 operations.into_iter().for_each(|o| o.finish(Err(error.clone())));
             }
             Err(_) => {
@@ -162,7 +186,7 @@ impl Context {
                     let mut one = [operation];
                     let outcome = self.transaction(&mut one, counters);
                     if outcome.is_err() {
-                        counters.failed.fetch_add(1, Ordering::Relaxed);
+                        counters.failure(one[0].awaited());
                     }
                     let [operation] = one;
                     operation.finish(outcome);
@@ -176,7 +200,7 @@ impl Context {
         operations: &mut [Box<dyn Operation>],
         counters: &Counters,
     ) -> Result<(), StateError> {
-        let before = self.meter;
+        let before = (self.meter, self.refused.clone());
         counters.transactions.fetch_add(1, Ordering::Relaxed);
         let outcome = self
             .sql("BEGIN IMMEDIATE")
@@ -186,7 +210,7 @@ impl Context {
             // Before anybody learns of the success, so that figures and answers agree.
             self.stats.send_if_modified(|s| s.update(&self.meter));
         } else {
-            self.meter = before;
+            (self.meter, self.refused) = before;
             // Some errors have rolled back already.
             if !self.conn.is_autocommit()
                 && let Err(error) = self.sql("ROLLBACK")

@@ -7,7 +7,7 @@ use super::{
 use jiff::{SignedDuration, Timestamp};
 use meepo_core::{
     id::{Name, RunId},
-    run::RunRecord,
+    run::{Cause, RunRecord},
 };
 use rusqlite::{Connection, OptionalExtension, Result, params};
 use std::collections::BTreeMap;
@@ -150,18 +150,41 @@ pub(super) fn started(cx: &Context, run_id: RunId, pid: u32, start: u64) -> Resu
 }
 
 /// See [`State::end_run`](super::State::end_run).
-pub(super) fn end(cx: &mut Context, run_id: RunId, row: &Row) -> Result<()> {
+pub(super) fn end(cx: &mut Context, record: &RunRecord) -> Result<u64> {
+    let run_id = record.run_id;
     cx.conn
         .prepare_cached("DELETE FROM journal WHERE run_id = ?1")?
         .execute([run_id.0.as_bytes()])?;
     remember(cx, run_id)?;
-    spool::push(cx, row)
+    let refused = cx.refused.remove(&run_id).unwrap_or(0);
+    let row = match refused {
+        0 => Row::record(record),
+        n => Row::record(&RunRecord { dropped_bytes: record.dropped_bytes + n, ..record.clone() }),
+    };
+    spool::push(cx, &row)?;
+    Ok(refused)
+}
+
+/// The record of a run that was decided against, as the spool takes it.
+#[derive(Debug)]
+pub(super) struct Note {
+    row: Row,
+    /// Present where the same run may be decided on again in a later life: it was
+    /// claimed, or asked for by a key in etcd. It is recorded once.
+    once: Option<RunId>,
+}
+
+impl Note {
+    pub(super) fn new(record: &RunRecord) -> Self {
+        let again = record.fence.is_some() || record.cause == Cause::Trigger;
+        Self { row: Row::record(record), once: again.then_some(record.run_id) }
+    }
 }
 
 /// See [`State::note_runs`](super::State::note_runs).
 pub(super) fn note(
     cx: &mut Context,
-    rows: &[Row],
+    notes: &[Note],
     cursor: Option<&(Name, Timestamp)>,
 ) -> Result<Begin> {
     if let Some((job, slot)) = cursor
@@ -169,7 +192,11 @@ pub(super) fn note(
     {
         return Ok(Begin::SlotTaken { cursor });
     }
-    rows.iter().try_for_each(|row| spool::push(cx, row))?;
+    for note in notes {
+        if note.once.map_or(Ok(true), |run_id| remember(cx, run_id))? {
+            spool::push(cx, &note.row)?;
+        }
+    }
     Ok(Begin::New)
 }
 

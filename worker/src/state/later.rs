@@ -3,9 +3,8 @@
 use super::{
     Begin, SnapshotEntry, State, StateError,
     engine::{Call, Context, Message},
-    journal::{self, Entry},
+    journal::{self, Entry, Note},
     snapshot,
-    spool::Row,
 };
 use jiff::Timestamp;
 use meepo_core::{
@@ -55,8 +54,8 @@ impl State {
         records: &[RunRecord],
         cursor: Option<(Name, Timestamp)>,
     ) -> Result<(), StateError> {
-        let rows: Vec<_> = records.iter().map(Row::record).collect();
-        self.later(move |cx| journal::note(cx, &rows, cursor.as_ref())).await
+        let notes: Vec<_> = records.iter().map(Note::new).collect();
+        self.later(move |cx| journal::note(cx, &notes, cursor.as_ref())).await
     }
 
     /// Sends [`State::started`]; as [`State::note_runs_later`].

@@ -24,16 +24,18 @@ mod spool;
 pub use error::{StateError, StateProblem};
 pub use journal::{Begin, OpenRun};
 pub use later::Queued;
+pub use open::private_dir;
 pub use snapshot::SnapshotEntry;
 pub use spool::{Batch, SpoolItem, SpoolStats};
 
 use engine::{Call, Context, Counters, Message};
 use jiff::Timestamp;
-use journal::Entry;
+use journal::{Entry, Note};
 use meepo_core::{
     id::{Name, RunId},
     run::{OutputChunk, RunRecord},
 };
+use prometheus_client::metrics::counter::Counter;
 use spool::Row;
 use std::{
     collections::BTreeMap,
@@ -52,12 +54,19 @@ pub struct StateOptions {
     pub spool_limit: u64,
     /// Run ids remembered after their end, at most.
     pub seen_limit: u32,
+    /// Counts writes that nobody waited for and that failed.
+    pub lost: Counter,
 }
 
 impl StateOptions {
     /// The defaults (a spool of 1 GiB, 100,000 run ids) in `dir`.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), spool_limit: 1 << 30, seen_limit: 100_000 }
+        Self {
+            dir: dir.into(),
+            spool_limit: 1 << 30,
+            seen_limit: 100_000,
+            lost: Counter::default(),
+        }
     }
 }
 
@@ -92,7 +101,7 @@ impl State {
         let meter =
             spool::measure(&opened.conn).map_err(|e| StateError::sqlite(&opened.path, &e))?;
         let (queue, receiver) = mpsc::channel(1024);
-        let counters = Arc::new(Counters::default());
+        let counters = Arc::new(Counters { lost: options.lost.clone(), ..Counters::default() });
         let mut stats = SpoolStats::default();
         stats.update(&meter);
         let (sender, stats) = watch::channel(stats);
@@ -135,22 +144,24 @@ impl State {
     }
 
     /// Takes a run out of the journal and puts its final record into the spool, both or
-    /// neither. The id stays known for a while.
-    pub async fn end_run(&self, record: &RunRecord) -> Result<(), StateError> {
-        let (run_id, row) = (record.run_id, Row::record(record));
-        self.call(move |cx| journal::end(cx, run_id, &row)).await
+    /// neither. The id stays known for a while. Answers how many bytes of its output a
+    /// full spool refused; the record in the spool counts them as dropped.
+    pub async fn end_run(&self, record: &RunRecord) -> Result<u64, StateError> {
+        let record = record.clone();
+        self.call(move |cx| journal::end(cx, &record)).await
     }
 
     /// Puts records of slots for which nothing was started (missed, skipped) into the
     /// spool and moves the cursor as [`begin_run`](Self::begin_run) does, all or nothing.
-    /// Nothing is written on [`Begin::SlotTaken`].
+    /// Nothing is written on [`Begin::SlotTaken`]. A run that was claimed or asked for by
+    /// a key is recorded once: if its id is known already, its record is left out.
     pub async fn note_runs(
         &self,
         records: &[RunRecord],
         cursor: Option<(Name, Timestamp)>,
     ) -> Result<Begin, StateError> {
-        let rows: Vec<_> = records.iter().map(Row::record).collect();
-        self.call(move |cx| journal::note(cx, &rows, cursor.as_ref())).await
+        let notes: Vec<_> = records.iter().map(Note::new).collect();
+        self.call(move |cx| journal::note(cx, &notes, cursor.as_ref())).await
     }
 
     /// The runs that were begun and not ended, for the start of the worker.

@@ -3,9 +3,9 @@
 use super::error::{StateError, StateProblem};
 use rusqlite::Connection;
 use std::{
-    fs::{DirBuilder, File, TryLockError},
+    fs::{DirBuilder, File, Permissions, TryLockError},
     io::{Read, Seek, Write},
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -44,19 +44,33 @@ impl Drop for Lock {
     }
 }
 
+/// Creates a directory for this user only, unless it is there.
+///
+/// # Errors
+/// When the system refuses.
+pub fn private_dir(dir: &Path) -> std::io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
 /// Opens the file in `dir`, creating both if they are missing.
 pub(super) fn open(dir: &Path) -> Result<Opened, StateError> {
     let io = |what: &str, path: &Path, e: std::io::Error| {
         StateError::new(StateProblem::Io, format!("cannot {what} {}: {e}", path.display()))
     };
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(|e| io("create the state directory", dir, e))?;
+    private_dir(dir).map_err(|e| io("create the state directory", dir, e))?;
     let lock = lock(dir)?;
     let path = dir.join(FILE);
     let size = path.metadata().map_or(0, |m| m.len());
+    // The file holds commands with their environment and output: for this user only.
+    // SQLite gives the files beside it the same permissions.
+    File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .and_then(|file| file.set_permissions(Permissions::from_mode(0o600)))
+        .map_err(|e| io("open the state file", &path, e))?;
     let conn = Connection::open(&path).map_err(|e| StateError::sqlite(&path, &e))?;
     let opened = Opened { conn, path, lock };
     opened.prepare(size).map_err(|e| StateError::sqlite(&opened.path, &e))??;

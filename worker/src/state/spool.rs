@@ -162,8 +162,12 @@ fn oldest(conn: &Connection) -> Result<Option<i64>> {
 pub(super) fn push(cx: &mut Context, row: &Row) -> Result<()> {
     let size = row.payload.len() as u64 + ROW.cast_unsigned();
     if row.kind == CHUNK && cx.meter.bytes + size > cx.spool_limit {
+        let bytes = (row.payload.len() as u64).saturating_sub(33);
         cx.meter.dropped_chunks += 1;
-        cx.meter.dropped_bytes += (row.payload.len() as u64).saturating_sub(33);
+        cx.meter.dropped_bytes += bytes;
+        if let Some(id) = row.payload.first_chunk() {
+            *cx.refused.entry(RunId(uuid::Uuid::from_bytes(*id))).or_default() += bytes;
+        }
         return Ok(());
     }
     let now = Timestamp::now().as_millisecond();

@@ -122,3 +122,35 @@ async fn many_callers_share_few_transactions() {
     assert!(transactions <= 100, "{transactions} transactions for 400 runs");
     assert_eq!(state.cursors().await.unwrap().len(), 400);
 }
+
+#[tokio::test]
+async fn what_may_be_decided_twice_is_recorded_once() {
+    let dir = dir();
+    let state = open(&dir);
+    let claimed = RunRecord { fence: Some(7), ..record(RunState::Missed) };
+    let asked = RunRecord { cause: Cause::Trigger, ..record(RunState::Missed) };
+    let begun = RunRecord { cause: Cause::Trigger, ..record(RunState::Running) };
+    assert!(state.begin_run(&begun, None).await.unwrap().is_new());
+    for _ in 0..2 {
+        let all = [claimed.clone(), asked.clone(), begun.clone()];
+        state.note_runs(&all, None).await.unwrap();
+    }
+    let kept = state.peek(10, usize::MAX).await.unwrap().items;
+    assert_eq!(kept, [claimed, asked.clone()].map(SpoolItem::Record));
+    let again = state.begin_run(&asked, None).await.unwrap();
+    assert_eq!(again, Begin::KnownRun, "what was turned down does not start later");
+}
+
+#[tokio::test]
+async fn the_file_is_for_its_user_only() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = dir();
+    let sub = dir.path().join("own");
+    let state = State::open(&StateOptions::new(&sub)).unwrap();
+    state.begin_run(&record(RunState::Running), None).await.unwrap();
+    let mode = |path: &std::path::Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&sub), 0o700);
+    for file in ["state.db", "state.db-wal", "state.db-shm"] {
+        assert_eq!(mode(&sub.join(file)), 0o600, "{file}");
+    }
+}

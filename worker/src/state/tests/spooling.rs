@@ -147,3 +147,17 @@ async fn a_snapshot_survives() {
     state.close().await;
     assert_eq!(open(&dir).load_snapshot().await.unwrap(), [a, b2]);
 }
+
+#[tokio::test]
+async fn output_that_a_full_spool_refused_is_counted_in_its_run() {
+    let dir = dir();
+    let state =
+        State::open(&StateOptions { spool_limit: 0, ..StateOptions::new(dir.path()) }).unwrap();
+    let run = RunRecord { dropped_bytes: 1, ..record(RunState::Success) };
+    let of = |run_id| SpoolItem::Chunk(OutputChunk { run_id, ..chunk(0, b"12345") });
+    state.spool(&[of(run.run_id), of(run.run_id), of(new_id())]).await.unwrap();
+    assert_eq!(state.end_run(&run).await.unwrap(), 10);
+    let kept = state.peek(10, usize::MAX).await.unwrap().items;
+    assert_eq!(kept, [SpoolItem::Record(RunRecord { dropped_bytes: 11, ..run.clone() })]);
+    assert_eq!(state.end_run(&run).await.unwrap(), 0, "counted once");
+}
