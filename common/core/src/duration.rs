@@ -1,11 +1,12 @@
 //! Durations as people write them.
 
 use crate::{code::Code, error::Invalid};
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Span, SpanRelativeTo};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::{fmt, str::FromStr, time::Duration};
 
-/// A duration written like `30s`, `5m` or `1h 30m`; never negative.
+/// A duration written like `30s`, `5m`, `1h 30m` or `7d`; never negative. A day is 24
+/// hours, a week seven of them; months and years have no fixed length and are refused.
 ///
 /// The grammar is jiff's "friendly" format plus ISO 8601 (`PT30S`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -24,8 +25,10 @@ impl FromStr for HumanDuration {
                 "a duration such as 30s, 5m or 1h30m",
             )
         };
-        let d: SignedDuration =
-            s.trim().parse().map_err(|_| bad(format!("{s:?} is not a duration")))?;
+        let span: Span = s.trim().parse().map_err(|_| bad(format!("{s:?} is not a duration")))?;
+        let d = span
+            .to_duration(SpanRelativeTo::days_are_24_hours())
+            .map_err(|_| bad(format!("{s:?} has no fixed length")))?;
         Duration::try_from(d).map(Self).map_err(|_| bad(format!("{s:?} is negative")))
     }
 }
@@ -78,12 +81,14 @@ mod tests {
 
     #[test]
     fn reads_and_writes_human_durations() {
-        for (text, secs) in [("30s", 30), ("5m", 300), ("1h30m", 5400), ("PT2S", 2)] {
+        for (text, secs) in
+            [("30s", 30), ("5m", 300), ("1h30m", 5400), ("PT2S", 2), ("7d", 604_800)]
+        {
             assert_eq!(text.parse::<HumanDuration>().unwrap().0, Duration::from_secs(secs));
         }
         let d = HumanDuration(Duration::from_millis(1500));
         assert_eq!(d.to_string().parse::<HumanDuration>().unwrap(), d);
-        for bad in ["", "5", "-5s", "soon"] {
+        for bad in ["", "5", "-5s", "soon", "1mo", "1y"] {
             assert!(bad.parse::<HumanDuration>().is_err(), "{bad:?}");
         }
     }
