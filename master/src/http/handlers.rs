@@ -361,9 +361,6 @@ pub(super) async fn exec(State(app): State<App>, body: Body) -> ApiResult<Json<E
         let expected = "at least one node id";
         return Err(Invalid::new(Code::BAD_VALUE, "hosts", "empty list", expected).into());
     }
-    let mut hosts = request.hosts.clone();
-    hosts.sort_unstable();
-    hosts.dedup();
     let what = ExecStreamRequest {
         target: String::new(),
         cmd: request.cmd,
@@ -374,7 +371,7 @@ pub(super) async fn exec(State(app): State<App>, body: Body) -> ApiResult<Json<E
         cwd: None,
         user: None,
     };
-    let mut items = app.ops.exec_anywhere(hosts, &what).await?;
+    let mut items = app.ops.exec_anywhere(request.hosts.clone(), &what).await?;
     let mut data: HashMap<String, Vec<u8>> = HashMap::new();
     let mut answers: HashMap<String, HostAnswer> = HashMap::new();
     while let Some(item) = items.recv().await {

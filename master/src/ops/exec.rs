@@ -15,7 +15,10 @@ use meepo_core::{
     run::{OutputChunk, RunRecord, RunState},
     target::Target,
 };
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeSet, HashSet},
+    time::Duration,
+};
 use tokio::{sync::mpsc, time::Instant};
 use tracing::info;
 use uuid::Uuid;
@@ -92,9 +95,8 @@ impl Ops {
         let assignment = assignment(request, timeout);
         assignment.validate()?;
         self.fleet_known()?;
-        let mut hosts = hosts;
-        hosts.sort_unstable();
-        hosts.dedup();
+        let mut named = HashSet::new();
+        let hosts: Vec<String> = hosts.into_iter().filter(|h| named.insert(h.clone())).collect();
         let Some(term) = self.term() else {
             return Err(ApiError::new(Code::NO_LEADER, "this master does not lead"));
         };
