@@ -148,9 +148,13 @@ async fn ctrl_c_kills_the_remote_process() {
     assert!(process.log().contains("interrupted"), "{}", process.log());
     wait_gone(pid).await;
     // What came of it stands in the history.
-    let runs = server.cli(&["runs", "-n", "100", "-o", "json"]).await.json();
-    let mine = runs.as_array().unwrap().iter().find(|r| r["pid"].to_string() == pid);
-    let id = mine.expect("a record")["run_id"].as_str().unwrap().to_owned();
+    let id = eventually(secs(30), "its record is there", async || {
+        let runs = server.cli(&["runs", "-n", "100", "-o", "json"]).await.json();
+        let mut runs = runs.as_array().unwrap().iter();
+        let mine = runs.find(|r| r["pid"].as_u64() == pid.parse().ok());
+        mine.map(|r| r["run_id"].as_str().unwrap().to_owned()).ok_or("no record".to_owned())
+    })
+    .await;
     let record = wait_run(&server.api(), &id, &["killed"]).await;
     assert_eq!(record["code"], 0x0103);
 }

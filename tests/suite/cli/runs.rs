@@ -1,7 +1,7 @@
 //! `meepo runs`, `logs` and `kill`.
 
 use crate::shared::{
-    apply, gated, one_line, open, server, trigger, wait_gone, wait_run, wait_stdout,
+    apply, gated, one_line, open, server, trigger, wait_gone, wait_run, wait_runs, wait_stdout,
 };
 use meepo_tests::{TestDir, secs};
 use serde_json::json;
@@ -13,7 +13,7 @@ async fn output_is_seen_while_the_process_runs() {
     apply(&api, json!({"name": "live", "cmd": gated(&gate, "first", "last")})).await;
     let following = server.cli_start(&["job", "trigger", "live", "--follow"]);
     wait_stdout(&following, "first").await;
-    let runs = server.cli(&["runs", "--job", "live", "-o", "json"]).await.json();
+    let runs = wait_runs(&api, "live", "running", 1).await;
     let run = runs[0]["run_id"].as_str().unwrap().to_owned();
     let logs = server.cli_start(&["logs", &run, "-f"]);
     // Who comes later sees the beginning too.
@@ -60,7 +60,8 @@ async fn a_run_is_killed_once() {
     let run = trigger(&api, "victim").await;
     let following = server.cli_start(&["logs", &run, "-f"]);
     wait_stdout(&following, "up").await;
-    // An unambiguous beginning of the id will do.
+    // An unambiguous beginning of the id will do, of a run in the history.
+    wait_run(&api, &run, &["running"]).await;
     server.cli(&["kill", &run[..run.len() - 1]]).await.ok();
     assert_eq!(wait_run(&api, &run, &["killed"]).await["code"], 0x0103);
 }
