@@ -1,5 +1,6 @@
 //! `meepo run`: commands on nodes, now.
 
+use crate::fleet::wait_session;
 use crate::shared::{NODE, server, wait_gone, wait_run, wait_stdout};
 use meepo_tests::{Cluster, Output, Server, eventually, secs};
 use serde_json::Value;
@@ -163,6 +164,9 @@ async fn ctrl_c_kills_the_remote_process() {
 async fn hosts_that_are_unknown_or_away_answer_too() {
     let cluster = Cluster::builder().workers(2).start().await;
     let (here, away) = (cluster.worker(0).node(), cluster.worker(1).node());
+    for node in [here, away] {
+        wait_session(&cluster.api(), node).await;
+    }
     cluster.worker(1).process().kill9();
     eventually(secs(30), "the session is gone", async || {
         let (_, node) = cluster.api().try_http("GET", &format!("/v1/nodes/{away}"), None).await?;
