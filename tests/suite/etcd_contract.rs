@@ -70,7 +70,7 @@ async fn the_lines_of_the_guide_do_what_it_says() {
     let quiet = async |since: Timestamp| {
         // A slot that was due when the key changed may have started still.
         let after = since + SignedDuration::from_secs(1);
-        clock.wait(7, |m| m.slot > since).await;
+        clock.wait(6, |m| m.slot > since).await;
         let all = runs(&api, "job=hello").await;
         let late = |r: &&Value| r["slot"].as_str().unwrap().parse::<Timestamp>().unwrap() > after;
         assert_eq!(all.iter().find(late), None, "it ran after {since}");

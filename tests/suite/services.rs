@@ -294,7 +294,7 @@ async fn jobs_go_to_all_nodes_to_those_labelled_and_to_those_that_come() {
     })
     .await;
     let gone = Timestamp::now();
-    web.wait(4, |m| m.slot > gone).await;
+    web.wait(3, |m| m.slot > gone).await;
     let after = gone + SignedDuration::from_secs(1);
     assert_eq!(all.marks().iter().find(|m| m.slot > after), None);
 }
@@ -325,10 +325,10 @@ async fn once_per_cluster_means_once_also_when_the_preferred_node_dies() {
     // The slots it had claimed and not begun are nobody's: at most once comes first.
     let claim = cluster.etcd().ctl(&["get", "/cron/lock/slot/solo", "--print-value-only"]).await;
     let claim = claim.json();
-    let marks = evidence.wait(6, |m| m.slot > died && m.node != preferred).await;
+    let marks = evidence.wait(4, |m| m.slot > died && m.node != preferred).await;
     victim.process().restart();
     let back = Timestamp::now();
-    evidence.wait(4, |m| m.slot > back).await;
+    evidence.wait(3, |m| m.slot > back).await;
 
     cluster.cli(&["job", "delete", "solo"]).await.ok();
     eventually(SOON, "no node holds it", async || {
@@ -338,7 +338,7 @@ async fn once_per_cluster_means_once_also_when_the_preferred_node_dies() {
     })
     .await;
     let end = Timestamp::now();
-    clock_past(end + SignedDuration::from_secs(3)).await;
+    clock_past(end + SignedDuration::from_secs(2)).await;
     let after = end + SignedDuration::from_secs(1);
     assert_eq!(evidence.marks().iter().find(|m| m.slot > after), None, "it goes on");
 
