@@ -1,18 +1,24 @@
 //! The node's records in etcd: `/agent/health/<ip>` under the worker's lease and
 //! `/meepo/nodes/<ip>` for good.
 
-use crate::{agent::Status, facts};
+use crate::{agent::Status, facts, progress::Progress};
 use jiff::Timestamp;
-use meepo_coord::{Etcd, keys, lease::LeaseState, records::encode};
+use meepo_coord::{
+    Entry, Etcd,
+    etcd::Cas,
+    keys,
+    lease::LeaseState,
+    records::{decode, encode},
+};
 use meepo_core::{
     id::NodeId,
     node::{Health, NodeRecord},
 };
 use meepo_runtime::backoff::Backoff;
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 /// The version in records and answers.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -20,6 +26,13 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 const GATHER: Duration = Duration::from_millis(200);
 /// How often facts are written anew.
 const REFRESH: Duration = Duration::from_secs(300);
+
+/// How often it is checked whether the scheduler gets on, and whether a node id that
+/// another worker holds has become free.
+const CHECK: Duration = Duration::from_secs(10);
+const TAKEN_CHECK: Duration = Duration::from_secs(1);
+/// File in the data directory that names the instance registered last.
+const INSTANCE_FILE: &str = "instance";
 
 /// What does not change while the worker lives.
 #[derive(Debug, Clone)]
@@ -34,35 +47,99 @@ pub struct Identity {
     pub labels: BTreeMap<String, String>,
 }
 
+/// Whether the node's record in etcd is this worker's.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Registration {
+    /// Not written yet.
+    #[default]
+    Pending,
+    /// It is. Stays so while etcd is away.
+    Done,
+    /// Another worker that lives uses the same node id.
+    Taken {
+        /// Its instance.
+        by: String,
+    },
+}
+
+/// Everything the task needs.
+pub struct Publisher {
+    /// Where to.
+    pub etcd: Etcd,
+    /// Who.
+    pub me: Identity,
+    /// The worker's data directory, which this process has locked.
+    pub data_dir: PathBuf,
+    /// What the records are bound to.
+    pub lease: watch::Receiver<LeaseState>,
+    /// What is held.
+    pub status: watch::Receiver<Status>,
+    /// Whether the scheduler gets on.
+    pub progress: Arc<Progress>,
+    /// Told how it went.
+    pub registration: watch::Sender<Registration>,
+}
+
+/// When to look again: without a lease there is nothing to try, its return wakes.
+fn wake(held: bool, again: Option<Instant>) -> Instant {
+    match again {
+        Some(at) if held => at.min(Instant::now() + CHECK),
+        _ => Instant::now() + CHECK,
+    }
+}
+
 /// Keeps the records up to date until `stop` is cancelled.
-pub async fn publish(
-    etcd: Etcd,
-    me: Identity,
-    mut lease: watch::Receiver<LeaseState>,
-    mut status: watch::Receiver<Status>,
-    stop: CancellationToken,
-) -> anyhow::Result<()> {
+pub async fn publish(mut p: Publisher, stop: CancellationToken) -> anyhow::Result<()> {
     let mut backoff = Backoff::new(Duration::from_secs(5));
     let mut bound_to = None;
     let mut again: Option<Instant> = None;
     let mut registered_at = Timestamp::now();
+    let mut trouble = None;
+    let file = p.data_dir.join(INSTANCE_FILE);
+    // That process has ended: this one has its lock. So its record may be overwritten
+    // before its lease has.
+    let previous = tokio::fs::read_to_string(&file).await.unwrap_or_default();
     loop {
-        let id = lease.borrow_and_update().id();
-        let changed = status.borrow().clone();
+        let id = p.lease.borrow_and_update().id();
+        let mut status = p.status.borrow_and_update().clone();
+        let now = p.progress.trouble(Timestamp::now());
+        let changed = std::mem::replace(&mut trouble, now) != trouble;
+        status.add(trouble.as_ref());
+        let due = changed || again.is_none_or(|at| at <= Instant::now());
         if let Some(id) = id
-            && (bound_to != Some(id) || again.is_none_or(|at| at <= Instant::now()))
+            && (bound_to != Some(id) || due)
         {
             if bound_to != Some(id) {
                 registered_at = Timestamp::now();
             }
-            match write(&etcd, &me, id, registered_at, &changed).await {
-                Ok(()) => {
+            match write(&p, id, registered_at, &status, previous.trim()).await {
+                Ok(None) => {
                     if bound_to != Some(id) {
-                        info!(node = %me.node, "registered");
+                        info!(node = %p.me.node, "registered");
+                        if let Err(e) = tokio::fs::write(&file, &p.me.instance).await {
+                            warn!(file = %file.display(), error = %e, "cannot write");
+                        }
                     }
+                    p.registration.send_replace(Registration::Done);
                     backoff.reset();
                     bound_to = Some(id);
                     again = Some(Instant::now() + REFRESH);
+                }
+                Ok(Some(by)) => {
+                    let taken = Registration::Taken { by };
+                    let (node, mine) = (&p.me.node, &p.me.instance);
+                    if let Registration::Taken { by } = &taken
+                        && *p.registration.borrow() != taken
+                    {
+                        error!(
+                            %node, instance = mine, other = by,
+                            "another worker is registered under this node's id: this one runs \
+                             nothing until that one has ended or its lease has; give each worker \
+                             a node id of its own"
+                        );
+                    }
+                    p.registration.send_replace(taken);
+                    again = Some(Instant::now() + TAKEN_CHECK);
                 }
                 Err(e) => {
                     let wait = backoff.next_wait();
@@ -71,30 +148,31 @@ pub async fn publish(
                 }
             }
         }
-        let wake = again.unwrap_or_else(|| Instant::now() + REFRESH);
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            changed = lease.changed() => if changed.is_err() { return Ok(()) },
-            changed = status.changed() => {
+            changed = p.lease.changed() => if changed.is_err() { return Ok(()) },
+            changed = p.status.changed() => {
                 if changed.is_err() {
                     return Ok(());
                 }
                 let soon = Instant::now() + GATHER;
                 again = Some(again.map_or(soon, |at| at.min(soon)));
             }
-            () = tokio::time::sleep_until(wake) => {}
+            () = tokio::time::sleep_until(wake(id.is_some(), again)) => {}
         }
     }
 }
 
+/// Writes both records, unless the node is another worker's: answers whose.
 async fn write(
-    etcd: &Etcd,
-    me: &Identity,
+    p: &Publisher,
     lease: i64,
     registered_at: Timestamp,
     status: &Status,
-) -> anyhow::Result<()> {
+    previous: &str,
+) -> anyhow::Result<Option<String>> {
     let facts = tokio::task::spawn_blocking(facts::gather).await?;
+    let me = &p.me;
     let node = NodeRecord {
         labels: me.labels.clone(),
         facts: facts.clone(),
@@ -114,7 +192,53 @@ async fn write(
         problems_total: status.problems_total,
         extra: BTreeMap::new(),
     };
-    etcd.put(&keys::node(&me.node), encode(&node), None).await?;
-    etcd.put(&keys::health(&me.node), encode(&health), Some(lease)).await?;
-    Ok(())
+    let key = keys::health(&me.node);
+    let there = p.etcd.get(&key).await?;
+    if let Some(by) = stranger(there.as_ref(), &[&me.instance, previous]) {
+        return Ok(Some(by));
+    }
+    p.etcd.put(&keys::node(&me.node), encode(&node), None).await?;
+    let revision = there.map_or(0, |e| e.mod_revision);
+    match p.etcd.put_if(&key, Some(encode(&health)), revision, Some(lease)).await? {
+        Cas::Done(_) => Ok(None),
+        Cas::Conflict(_) => anyhow::bail!("{key} was written by another at the same time"),
+    }
+}
+
+/// The instance whose record stands there, if it is none of `own`. What a person has
+/// put there names none.
+fn stranger(there: Option<&Entry>, own: &[&str]) -> Option<String> {
+    let health: Health = decode(&there?.value).ok()?;
+    let known = health.instance.is_empty() || own.contains(&health.instance.as_str());
+    (!known).then_some(health.instance)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_lease_a_try_that_is_due_does_not_wake() {
+        let past = Instant::now().checked_sub(Duration::from_secs(1)).unwrap();
+        assert!(wake(false, Some(past)) > Instant::now() + CHECK / 2);
+        assert!(wake(true, Some(past)) <= Instant::now());
+        assert!(wake(true, None) > Instant::now() + CHECK / 2);
+    }
+
+    #[test]
+    fn a_record_is_another_workers_unless_it_names_this_one_its_last_life_or_nobody() {
+        let entry = |value: &str| Entry {
+            key: "/agent/health/n".into(),
+            value: value.into(),
+            mod_revision: 1,
+            create_revision: 1,
+        };
+        let of = |value: &str| stranger(Some(&entry(value)), &["me", "before"]);
+        let named = |i: &str| format!(r#"{{"status":"Online","version":"1","instance":"{i}"}}"#);
+        assert_eq!(of(&named("other")), Some("other".into()));
+        for own in [&named("me"), &named("before"), &named(""), "no record"] {
+            assert_eq!(of(own), None, "{own}");
+        }
+        assert_eq!(stranger(None, &["me", ""]), None);
+    }
 }

@@ -1,7 +1,14 @@
 //! `/metrics` and `/healthz` on the worker's own port.
 
-use crate::metrics::Metrics;
-use axum::{Router, extract::State, http::header, response::IntoResponse, routing::get};
+use crate::{metrics::Metrics, progress::Progress};
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::IntoResponse,
+    routing::get,
+};
+use jiff::Timestamp;
 use meepo_runtime::metrics::CONTENT_TYPE;
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -11,11 +18,12 @@ use tokio_util::sync::CancellationToken;
 pub async fn serve(
     listener: TcpListener,
     metrics: Arc<Metrics>,
+    progress: Arc<Progress>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let app = Router::new()
         .route("/metrics", get(text))
-        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/healthz", get(move || async move { health(progress.trouble(Timestamp::now())) }))
         .with_state(metrics);
     axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await?;
     Ok(())
@@ -23,4 +31,11 @@ pub async fn serve(
 
 async fn text(State(metrics): State<Arc<Metrics>>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], metrics.exposition.text())
+}
+
+fn health(trouble: Option<String>) -> (StatusCode, String) {
+    match trouble {
+        None => (StatusCode::OK, "ok\n".to_owned()),
+        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+    }
 }

@@ -113,6 +113,14 @@ impl Registry {
         active.iter().filter(|id| self.kill(**id, reason)).count()
     }
 
+    /// Starts the kill plan of every active run that was claimed, and answers how many
+    /// there are.
+    pub fn kill_claimed(&self, reason: KillReason) -> usize {
+        let claimed =
+            |id: &RunId| self.lock().runs.get(id).is_some_and(|e| e.record.fence.is_some());
+        self.active().iter().filter(|id| claimed(id) && self.kill(**id, reason)).count()
+    }
+
     /// The stages of a run, if it is known.
     pub fn watch(&self, run_id: RunId) -> Option<watch::Receiver<Stage>> {
         self.lock().runs.get(&run_id).map(|entry| entry.stage.subscribe())

@@ -3,7 +3,7 @@
 
 use crate::{
     engine::{Engine, Plan},
-    health::{Identity, VERSION},
+    health::{Identity, Registration, VERSION},
     link::{Leader, MAX_MESSAGE, MasterLink},
     process::KillReason,
     registry::{Event, Stages},
@@ -26,7 +26,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{info, warn};
@@ -36,11 +36,13 @@ const MAX_EXEC: usize = 256;
 /// Time between heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
-/// Keeps a session with whichever master leads until `stop` is cancelled.
+/// Keeps a session with whichever master leads, while the node is registered, until
+/// `stop` is cancelled.
 pub async fn keep(
     engine: Arc<Engine>,
     me: Identity,
     link: MasterLink,
+    mut registration: watch::Receiver<Registration>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut leader = link.watch();
@@ -48,6 +50,13 @@ pub async fn keep(
     let places = Arc::new(Semaphore::new(MAX_EXEC));
     let mut newest_term = 0;
     loop {
+        // Another worker may be behind this node's id: its session is not to be taken.
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            done = registration.wait_for(|r| *r == Registration::Done) => {
+                if done.is_err() { return Ok(()) }
+            }
+        }
         let current = leader.borrow_and_update().clone();
         let Some(current) = current.filter(|l| l.term >= newest_term) else {
             tokio::select! {
@@ -68,6 +77,11 @@ pub async fn keep(
             changed = leader.changed() => {
                 engine.metrics.session.set(0);
                 if changed.is_err() { return Ok(()) }
+                continue;
+            }
+            lost = registration.wait_for(|r| *r != Registration::Done) => {
+                engine.metrics.session.set(0);
+                if lost.is_err() { return Ok(()) }
                 continue;
             }
             ended = session.run(&current, &mut backoff) => ended,

@@ -2,16 +2,18 @@
 
 use crate::{
     address,
-    agent::{Agent, Status},
+    agent::{Agent, Outlets, Status},
     config::Config,
     cronid, deliver,
     deliver::Sink,
     engine::Engine,
-    health::{self, Identity},
+    guard::guard,
+    health::{self, Identity, Publisher, Registration},
     http,
     link::MasterLink,
     metrics::Metrics,
     process::{Runner, RunnerOptions},
+    progress::Progress,
     recover::recover,
     registry::Registry,
     session,
@@ -126,7 +128,12 @@ impl Worker {
                 base.token(),
             ),
         );
-        base.spawn("metrics", OnError::Log, http::serve(listener, metrics.clone(), base.token()));
+        let progress = Arc::new(Progress::default());
+        base.spawn(
+            "metrics",
+            OnError::Log,
+            http::serve(listener, metrics.clone(), progress.clone(), base.token()),
+        );
         let engine = Arc::new(Engine {
             node: node.clone(),
             state,
@@ -139,8 +146,14 @@ impl Worker {
         });
 
         let (status_tx, status) = cell::channel(Status::default());
+        let (registration_tx, registration) = cell::channel(Registration::default());
+        let outlets = Outlets {
+            status: status_tx,
+            progress: progress.clone(),
+            registration: registration.clone(),
+        };
         let agent =
-            Agent::new(engine.clone(), etcd.clone(), config.max_running, status_tx, intake.token())
+            Agent::new(engine.clone(), etcd.clone(), config.max_running, outlets, intake.token())
                 .await?;
         let (batches_tx, batches) = mpsc::channel(64);
         let prefixes =
@@ -158,14 +171,24 @@ impl Worker {
         });
         intake.spawn("agent", OnError::Shutdown, agent.run(batches));
         base.spawn(
-            "health",
+            "lease guard",
             OnError::Shutdown,
-            health::publish(etcd, me.clone(), lease, status, intake.token()),
+            guard(engine.clone(), lease.clone(), config.lease_ttl, base.token()),
         );
+        let publisher = Publisher {
+            etcd,
+            me: me.clone(),
+            data_dir: config.data_dir.clone(),
+            lease,
+            status,
+            progress,
+            registration: registration_tx,
+        };
+        base.spawn("health", OnError::Shutdown, health::publish(publisher, intake.token()));
         intake.spawn(
             "session",
             OnError::Shutdown,
-            session::keep(engine.clone(), me, link, intake.token()),
+            session::keep(engine.clone(), me, link, registration, intake.token()),
         );
         Ok(Self { node, engine, sink, intake, base })
     }

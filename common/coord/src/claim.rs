@@ -12,7 +12,10 @@ use crate::{
 };
 use jiff::Timestamp;
 use meepo_core::id::{Name, NodeId, RunId};
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 /// How a claim ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,14 +26,19 @@ pub enum Claim {
         fence: i64,
     },
     /// Somebody had it already, or a later one.
-    Lost,
+    Lost {
+        /// The last slot that is claimed. Far in the future it tells of a clock that was
+        /// wrong.
+        claimed: Timestamp,
+    },
 }
 
 /// Claims slots, remembering the cursors last seen so that a claim costs one round
-/// trip in the normal case.
+/// trip in the normal case. Clones share what they remember.
+#[derive(Clone)]
 pub struct Claims {
     etcd: Etcd,
-    seen: HashMap<Name, Cursor>,
+    seen: Arc<Mutex<HashMap<Name, Cursor>>>,
 }
 
 #[derive(Clone, Copy)]
@@ -42,7 +50,7 @@ struct Cursor {
 impl Claims {
     /// Nothing is known yet.
     pub fn new(etcd: Etcd) -> Self {
-        Self { etcd, seen: HashMap::new() }
+        Self { etcd, seen: Arc::default() }
     }
 
     /// Tries to claim `slot` of `job` for `run_id` on `node`.
@@ -52,7 +60,7 @@ impl Claims {
     /// slot must then not be run, as nobody knows whose it is. Trying again finds out
     /// ([`Claim::Won`] if it was this run's).
     pub async fn claim(
-        &mut self,
+        &self,
         job: &Name,
         slot: Timestamp,
         node: &NodeId,
@@ -60,43 +68,51 @@ impl Claims {
     ) -> Result<Claim, CoordError> {
         let key = keys::claim(job);
         let record = ClaimRecord { slot, node: node.clone(), run_id, extra: Default::default() };
-        let mut cursor = match self.seen.get(job) {
-            Some(cursor) => *cursor,
-            None => Cursor { revision: 0, slot: None },
-        };
+        let mut cursor = self.known().get(job).copied().unwrap_or(Cursor::NONE);
+        // A remembered cursor may speed a claim up but never refuse it: a person may
+        // have deleted it meanwhile.
+        let mut fresh = false;
         loop {
-            if cursor.slot.is_some_and(|at| at >= slot) {
-                self.seen.insert(job.clone(), cursor);
-                return Ok(Claim::Lost);
-            }
-            match self.etcd.put_if(&key, Some(encode(&record)), cursor.revision, None).await? {
-                Cas::Done(revision) => {
-                    self.seen.insert(job.clone(), Cursor { revision, slot: Some(slot) });
-                    return Ok(Claim::Won { fence: revision });
-                }
-                Cas::Conflict(Some(there)) => {
-                    let mine =
-                        decode::<ClaimRecord>(&there.value).is_ok_and(|c| c.run_id == run_id);
-                    cursor = read(&there);
-                    if mine {
-                        self.seen.insert(job.clone(), cursor);
-                        return Ok(Claim::Won { fence: there.mod_revision });
+            let there = match cursor.slot.filter(|at| *at >= slot) {
+                Some(claimed) if fresh => return Ok(Claim::Lost { claimed }),
+                Some(_) => self.etcd.get(&key).await?,
+                None => {
+                    let value = Some(encode(&record));
+                    match self.etcd.put_if(&key, value, cursor.revision, None).await? {
+                        Cas::Done(revision) => {
+                            let cursor = Cursor { revision, slot: Some(slot) };
+                            self.known().insert(job.clone(), cursor);
+                            return Ok(Claim::Won { fence: revision });
+                        }
+                        Cas::Conflict(there) => there,
                     }
                 }
-                Cas::Conflict(None) => cursor = Cursor { revision: 0, slot: None },
+            };
+            fresh = true;
+            cursor = there.as_ref().map_or(Cursor::NONE, read);
+            self.known().insert(job.clone(), cursor);
+            if let Some(there) = there
+                && decode::<ClaimRecord>(&there.value).is_ok_and(|c| c.run_id == run_id)
+            {
+                return Ok(Claim::Won { fence: there.mod_revision });
             }
         }
     }
 
-    /// Takes note of a cursor that a watch has shown.
-    pub fn note(&mut self, job: Name, entry: &Entry) {
-        self.seen.insert(job, read(entry));
+    /// Drops what is known of a job that is gone.
+    pub fn forget(&self, job: &Name) {
+        self.known().remove(job);
     }
 
-    /// Drops what is known of a job that is gone.
-    pub fn forget(&mut self, job: &Name) {
-        self.seen.remove(job);
+    fn known(&self) -> MutexGuard<'_, HashMap<Name, Cursor>> {
+        // Nothing is left half done while the lock is held.
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl Cursor {
+    /// No slot was ever claimed.
+    const NONE: Cursor = Cursor { revision: 0, slot: None };
 }
 
 /// An unreadable cursor blocks no slot: it is replaced by the next claim.

@@ -13,7 +13,7 @@ async fn every_slot_has_one_winner_and_fences_grow() {
     let claimers = (0..CLAIMERS).map(|n| {
         let (coord, barrier) = (coord.clone(), barrier.clone());
         tokio::spawn(async move {
-            let mut claims = Claims::new(coord);
+            let claims = Claims::new(coord);
             let mut won = Vec::new();
             for s in 0..SLOTS {
                 // All at once, slot by slot.
@@ -76,7 +76,7 @@ async fn a_claim_whose_answer_was_lost_is_found_again() {
     let direct = own.coord().await;
     let through = Coord::connect(std::slice::from_ref(&relay.url)).await.unwrap();
     let job = name("j");
-    let mut claims = Claims::new(through.clone());
+    let claims = Claims::new(through.clone());
     let first = claims.claim(&job, slot(1), &name("n"), run_id(1)).await.unwrap();
     let Claim::Won { fence: first } = first else { panic!("{first:?}") };
 
@@ -92,7 +92,7 @@ async fn a_claim_whose_answer_was_lost_is_found_again() {
     })
     .await;
     relay.cut();
-    let (mut claims, job, answer) = claiming.await.unwrap();
+    let (claims, job, answer) = claiming.await.unwrap();
     assert!(answer.as_ref().is_err_and(CoordError::retryable), "{answer:?}");
     relay.mend();
 
@@ -104,7 +104,7 @@ async fn a_claim_whose_answer_was_lost_is_found_again() {
     assert_eq!(again, Claim::Won { fence }, "it was this run's");
     // Somebody else's run of the same slot is not.
     let other = Claims::new(direct).claim(&job, slot(2), &name("m"), run_id(3)).await.unwrap();
-    assert_eq!(other, Claim::Lost);
+    assert_eq!(other, Claim::Lost { claimed: slot(2) });
 }
 
 /// Waits until `n` stand in the line of a lock.

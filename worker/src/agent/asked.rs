@@ -1,6 +1,9 @@
 //! What others ask of this node by keys in etcd: runs on demand, and their end.
 
-use super::Agent;
+use super::{
+    Agent,
+    overlap::{Asked, Request},
+};
 use crate::{engine::Plan, process::KillReason};
 use jiff::Timestamp;
 use meepo_coord::{
@@ -12,7 +15,11 @@ use meepo_core::{
     id::RunId,
     run::{Cause, RunState},
 };
-use std::sync::Arc;
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tracing::{info, warn};
 
 impl Agent {
@@ -23,8 +30,12 @@ impl Agent {
         if let Some(run_id) = own(&keys::kills_of(&node)) {
             let ended = match run_id {
                 Ok(run_id) => {
-                    self.engine.registry.kill(run_id, KillReason::Requested)
-                        || self.kill_waiting(run_id).await
+                    let known = self.engine.registry.kill(run_id, KillReason::Requested)
+                        || self.kill_waiting(run_id).await;
+                    if !known {
+                        self.early_kills.insert(run_id);
+                    }
+                    known
                 }
                 Err(_) => false,
             };
@@ -44,6 +55,10 @@ impl Agent {
     }
 
     async fn triggered(&mut self, run_id: RunId, trigger: TriggerRecord, key: String) {
+        if self.overlap.knows(&trigger.job, run_id) {
+            // Seen again; the key goes when it begins or is turned down.
+            return;
+        }
         let plan = Plan {
             run_id,
             job: Some(trigger.job),
@@ -52,12 +67,46 @@ impl Agent {
             cause: Cause::Trigger,
             fence: None,
         };
-        if Timestamp::now() > trigger.expires_at {
-            let record = plan.not_run(&self.engine.node, RunState::Missed, Code::EXPIRED, None);
-            self.engine.settle(&[record], None).await;
-            self.engine.delete_key(key);
+        let not_run = |state, code, why: Option<&str>| {
+            plan.not_run(&self.engine.node, state, code, why.map(str::to_owned))
+        };
+        // Should the run be known from an earlier life, only the key goes.
+        if self.early_kills.remove(run_id) {
+            let why = Some("ended on request before it started");
+            let record = not_run(RunState::Killed, Code::KILLED, why);
+            self.engine.turn_down(record, key);
+        } else if Timestamp::now() > trigger.expires_at {
+            let record = not_run(RunState::Missed, Code::EXPIRED, None);
+            self.engine.turn_down(record, key);
         } else {
-            self.start(plan, Some(key)).await;
+            let request = Some(Request { key, expires_at: trigger.expires_at });
+            self.start(Asked { plan, request }).await;
         }
+    }
+}
+
+/// Requests to end runs that are not known yet: the watches of the two kinds of keys
+/// may be resumed in any order, so an end may come before its beginning.
+#[derive(Default)]
+pub(super) struct EarlyKills(VecDeque<(RunId, Instant)>);
+
+impl EarlyKills {
+    /// How long the beginning may take to come.
+    const KEPT: Duration = Duration::from_secs(60);
+    const MOST: usize = 10_000;
+
+    pub(super) fn insert(&mut self, run_id: RunId) {
+        let now = Instant::now();
+        let old = |at: &Instant| now.duration_since(*at) > Self::KEPT;
+        while self.0.len() >= Self::MOST || self.0.front().is_some_and(|(_, at)| old(at)) {
+            self.0.pop_front();
+        }
+        self.0.push_back((run_id, now));
+    }
+
+    /// Takes a request out; answers whether there was one.
+    pub(super) fn remove(&mut self, run_id: RunId) -> bool {
+        let at = self.0.iter().position(|(id, at)| *id == run_id && at.elapsed() <= Self::KEPT);
+        at.and_then(|at| self.0.remove(at)).is_some()
     }
 }

@@ -4,19 +4,27 @@
 
 mod asked;
 mod fire;
+mod once;
+mod overlap;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use crate::{
     agenda::Agenda,
+    agent::asked::EarlyKills,
     engine::{Engine, Plan},
+    health::Registration,
+    progress::Progress,
     state::SnapshotEntry,
     timer::{WallTimer, Woken},
 };
-use fire::Overlap;
 use jiff::{SignedDuration, Timestamp};
 use meepo_coord::{
-    Entry, Etcd, keys,
-    records::{ClaimRecord, decode},
+    Entry, Etcd,
+    claim::Claims,
+    keys,
+    records::ClaimRecord,
     watch::{Batch, Change},
 };
 use meepo_core::{
@@ -26,7 +34,8 @@ use meepo_core::{
     job::Assignment,
     node::{MAX_PROBLEMS, Problem},
 };
-use meepo_runtime::backoff::Backoff;
+use once::{Once, Round};
+use overlap::Overlap;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
@@ -54,15 +63,40 @@ pub struct Status {
     pub problems_total: u64,
 }
 
+impl Status {
+    /// Adds that the scheduler does not get on, before everything else.
+    pub fn add(&mut self, trouble: Option<&String>) {
+        if let Some(reason) = trouble {
+            self.problems.truncate(MAX_PROBLEMS - 1);
+            let problem = Problem { subject: "scheduler".to_owned(), reason: reason.clone() };
+            self.problems.insert(0, problem);
+            self.problems_total += 1;
+        }
+    }
+}
+
 /// What tasks report back.
 #[derive(Debug)]
 pub(crate) enum Report {
     /// A run of a job is over.
     Ended { job: Name, run_id: RunId },
-    /// How far the slots of a job that runs once have been claimed in the cluster.
-    Claimed { job: Name, upto: Option<Timestamp> },
+    /// The last claim of a job that runs once, with its revision.
+    Claimed { job: Name, claim: Option<Box<(ClaimRecord, i64)>> },
+    /// A round of claims is over.
+    Round { job: Name, round: Round },
     /// This node has claimed the slot of a plan.
     Won(Box<Plan>),
+}
+
+/// Where the agent shows how it is, and what it hears of the node's registration.
+#[derive(Clone)]
+pub struct Outlets {
+    /// For the health record.
+    pub status: watch::Sender<Status>,
+    /// For the health check.
+    pub progress: Arc<Progress>,
+    /// Whether this node is this worker's.
+    pub registration: watch::Receiver<Registration>,
 }
 
 /// The agent's parts.
@@ -72,11 +106,13 @@ pub struct Agent {
     table: Table,
     agenda: Agenda,
     overlap: Overlap,
+    once: Once,
+    early_kills: EarlyKills,
     /// Processes that may run at the same time.
     places: Arc<Semaphore>,
     reports: mpsc::Sender<Report>,
     inbox: mpsc::Receiver<Report>,
-    status: watch::Sender<Status>,
+    outlets: Outlets,
     /// Cursors of the last life of this worker, until etcd has been heard once.
     cursors: HashMap<Name, Timestamp>,
     /// Assignments of the last life.
@@ -92,7 +128,7 @@ impl Agent {
         engine: Arc<Engine>,
         etcd: Etcd,
         max_running: usize,
-        status: watch::Sender<Status>,
+        outlets: Outlets,
         stop: CancellationToken,
     ) -> anyhow::Result<Self> {
         let (reports, inbox) = mpsc::channel(1024);
@@ -101,6 +137,8 @@ impl Agent {
         let snapshot = snapshot.into_iter().map(|e| (e.key, e.value)).collect();
         Ok(Self {
             engine,
+            once: Once::new(Claims::new(etcd.clone())),
+            early_kills: EarlyKills::default(),
             etcd,
             table: Table::default(),
             agenda: Agenda::default(),
@@ -108,7 +146,7 @@ impl Agent {
             places: Arc::new(Semaphore::new(max_running)),
             reports,
             inbox,
-            status,
+            outlets,
             cursors,
             snapshot,
             boot: boot_time(),
@@ -126,17 +164,24 @@ impl Agent {
         let patience = tokio::time::sleep(SNAPSHOT_AFTER);
         tokio::pin!(patience);
         let stop = self.stop.clone();
+        let mut registration = self.outlets.registration.clone();
         loop {
-            timer.set(self.agenda.head())?;
+            let registered = registration.borrow_and_update().clone();
+            // Two workers under one id would run everything twice.
+            let taken = matches!(registered, Registration::Taken { .. });
+            let head = self.agenda.head().filter(|_| !taken);
+            self.outlets.progress.passed(Timestamp::now(), head);
+            timer.set(head)?;
             tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                batch = etcd.recv() => {
-                    let Some(batch) = batch else { return Ok(()) };
+                () = stop.cancelled() => break,
+                changed = registration.changed() => if changed.is_err() { break },
+                batch = etcd.recv(), if registered == Registration::Done => {
+                    let Some(batch) = batch else { break };
                     heard = true;
                     self.heard(batch).await;
                 }
                 Some(report) = self.inbox.recv() => self.reported(report).await,
-                () = &mut patience, if !heard => {
+                () = &mut patience, if !heard && !taken => {
                     heard = true;
                     self.load_snapshot().await;
                 }
@@ -147,8 +192,12 @@ impl Agent {
                     }
                 }
             }
-            self.fire_due().await;
+            if !taken {
+                self.fire_due().await;
+            }
         }
+        self.wind_up().await;
+        Ok(())
     }
 
     /// Goes on with the assignments of the last life, as etcd cannot be heard.
@@ -260,11 +309,19 @@ impl Agent {
             );
             return self.refuse(&entry.key, &e).await;
         }
+        // The oldest form of key may name another job than before.
+        if self.table.at_key(&entry.key).is_some_and(|old| old != id) {
+            self.unload(&entry.key).await;
+        }
         self.table.problems.remove(&entry.key);
         let after = match self.table.jobs.get(&id) {
             Some(old) if *old.assignment == assignment => return,
             Some(old) if old.same_schedule(&assignment) => Some(old.after),
-            Some(_) => None,
+            Some(_) => {
+                let why = "the job's schedule was changed before the slot began";
+                self.drop_slots(&id, why).await;
+                None
+            }
             None if resume => self.cursors.get(&id).copied(),
             None => None,
         };
@@ -286,7 +343,10 @@ impl Agent {
             after: after.unwrap_or(now),
         };
         if fresh {
-            // From now on the worker answers for every slot, also over a restart.
+            // From now on the worker answers for every slot, also over a restart. A cursor
+            // ahead of now, of a clock that went back, would swallow slots.
+            self.forget(id.clone()).await;
+            self.overlap.forget_cursor(&id);
             self.engine.settle(&[], Some((id.clone(), now))).await;
         }
         self.agenda.remove(&id);
@@ -315,7 +375,10 @@ impl Agent {
             debug!(job = %id, "job unloaded");
             self.agenda.remove(&id);
             self.table.jobs.remove(&id);
-            self.overlap.drop_waiting(&id);
+            self.table.ahead.remove(&keys::claim(&id));
+            self.drop_slots(&id, "the job was removed before the slot began").await;
+            self.overlap.forget_cursor(&id);
+            self.once.forget(&id);
             self.forget(id).await;
         }
     }
@@ -326,44 +389,14 @@ impl Agent {
         }
     }
 
-    /// Asks etcd how far the slots of a job that runs once are claimed; the job is
-    /// scheduled when the answer is there.
-    fn ask_claimed(&self, job: &Name) {
-        let (etcd, job, reports) = (self.etcd.clone(), job.clone(), self.reports.clone());
-        let stop = self.stop.clone();
-        tokio::spawn(async move {
-            let mut backoff = Backoff::new(Duration::from_secs(5));
-            loop {
-                match etcd.get(&keys::claim(&job)).await {
-                    Ok(entry) => {
-                        let upto = entry
-                            .and_then(|e| decode::<ClaimRecord>(&e.value).ok())
-                            .map(|c| c.slot);
-                        let _ = reports.send(Report::Claimed { job, upto }).await;
-                        return;
-                    }
-                    Err(e) => {
-                        debug!(%job, error = %e, "cannot read the claims of a job");
-                        tokio::select! {
-                            () = stop.cancelled() => return,
-                            () = tokio::time::sleep(backoff.next_wait()) => {}
-                        }
-                    }
-                }
-            }
-        });
-    }
-
     async fn reported(&mut self, report: Report) {
         match report {
             Report::Ended { job, run_id } => self.ended(job, run_id).await,
-            Report::Won(plan) => self.start(*plan, None).await,
-            Report::Claimed { job, upto } => {
-                if let Some(entry) = self.table.jobs.get_mut(&job) {
-                    entry.after = upto.map_or(entry.after, |t| t.max(entry.after));
-                    self.schedule(&job);
-                }
+            Report::Won(plan) => self.start((*plan).into()).await,
+            Report::Claimed { job, claim } => {
+                self.found_claimed(&job, claim.map(|c| *c)).await;
             }
+            Report::Round { job, round } => self.claimed(&job, round),
         }
     }
 
@@ -396,19 +429,19 @@ impl Agent {
 
     /// Tells the health record what is held.
     fn tell(&self) {
-        let problems = &self.table.problems;
+        let problems = self.table.problems.iter().chain(&self.table.ahead);
+        let total = self.table.problems.len() + self.table.ahead.len();
         let status = Status {
             jobs: self.table.jobs.len() as u64,
             problems: problems
-                .iter()
                 .take(MAX_PROBLEMS)
                 .map(|(k, r)| Problem { subject: k.clone(), reason: r.clone() })
                 .collect(),
-            problems_total: problems.len() as u64,
+            problems_total: total as u64,
         };
         self.engine.metrics.jobs.set(status.jobs as i64);
-        self.engine.metrics.problems.set(problems.len() as i64);
-        self.status.send_if_modified(|old| {
+        self.engine.metrics.problems.set(total as i64);
+        self.outlets.status.send_if_modified(|old| {
             let changed = *old != status;
             *old = status;
             changed

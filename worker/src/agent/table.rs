@@ -51,6 +51,8 @@ pub(super) struct Table {
     pub(super) jobs: HashMap<Name, Job>,
     /// What is wrong with the others, by key.
     pub(super) problems: BTreeMap<String, String>,
+    /// Claims in the future, which keep jobs that run once from running, by key.
+    pub(super) ahead: BTreeMap<String, String>,
 }
 
 /// Reads the assignment at a key of this node. The id is the last part of the key, or

@@ -81,6 +81,8 @@ pub enum KillReason {
     Replaced,
     /// The worker shuts down.
     Shutdown,
+    /// The node's lease is lost: the run may be run elsewhere.
+    LeaseLost,
 }
 
 impl KillReason {
@@ -91,6 +93,7 @@ impl KillReason {
             Self::Requested => (Code::KILLED, RunState::Killed),
             Self::Replaced => (Code::REPLACED, RunState::Killed),
             Self::Shutdown => (Code::SHUTDOWN, RunState::Killed),
+            Self::LeaseLost => (Code::ETCD, RunState::Killed),
         }
     }
 }

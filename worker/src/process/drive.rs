@@ -202,6 +202,11 @@ fn outcome(
                 Some(t) if k.reason == KillReason::Timeout => {
                     Some(format!("ran longer than {}", HumanDuration(t)))
                 }
+                _ if k.reason == KillReason::LeaseLost => Some(
+                    "killed because this node had lost its lease in etcd: a job that runs once in \
+                     the cluster may be run elsewhere"
+                        .to_owned(),
+                ),
                 _ => None,
             };
             let forced = k.next.is_none().then(|| "ended only on SIGKILL".to_owned());

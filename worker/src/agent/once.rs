@@ -1,0 +1,291 @@
+//! Jobs that run once in the cluster: their slots are claimed in etcd, in a task of
+//! their own, one of a job at a time and in order. What cannot be claimed stays due.
+
+use super::{Agent, CORRECTION, Job, Report, fire::plan};
+use crate::engine::{Engine, Plan};
+use jiff::Timestamp;
+use meepo_coord::{
+    claim::{Claim, Claims},
+    keys,
+    records::{ClaimRecord, decode},
+};
+use meepo_core::{
+    code::Code,
+    id::{Name, RunId},
+    misfire::{Due, HORIZON},
+    run::{Cause, RunRecord, RunState},
+};
+use meepo_runtime::backoff::Backoff;
+use std::{collections::HashMap, collections::HashSet, sync::Arc, time::Duration};
+use tokio::{sync::mpsc, time::Instant};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+/// Standby number n of a job that runs once waits n times this before it claims.
+const STAGGER: Duration = Duration::from_secs(1);
+/// How long one round tries to claim while etcd is away. Then the slots are looked at
+/// anew, as they may be late by then.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the agent knows of claims.
+pub(super) struct Once {
+    claims: Claims,
+    /// Jobs that have a task which claims.
+    claiming: HashSet<Name>,
+    /// A slot whose claim was not answered, with the run it was tried for: the same run
+    /// tries again, as it may have won.
+    open: HashMap<Name, (Timestamp, RunId)>,
+    /// Jobs whose claim of the last life was looked at.
+    looked_at: HashSet<Name>,
+}
+
+impl Once {
+    pub(super) fn new(claims: Claims) -> Self {
+        Self { claims, claiming: HashSet::new(), open: HashMap::new(), looked_at: HashSet::new() }
+    }
+
+    /// Whether a task claims slots of a job.
+    pub(super) fn is_claiming(&self, job: &Name) -> bool {
+        self.claiming.contains(job)
+    }
+
+    /// Forgets a job that is gone.
+    pub(super) fn forget(&mut self, job: &Name) {
+        self.open.remove(job);
+        self.claims.forget(job);
+    }
+}
+
+/// What came of a round of claims.
+#[derive(Debug, Default)]
+pub(crate) struct Round {
+    /// Every slot up to here is settled.
+    dealt_with: Option<Timestamp>,
+    /// See [`Once::open`].
+    open: Option<(Timestamp, RunId)>,
+    /// A claim that lies in the future.
+    ahead: Option<Timestamp>,
+}
+
+/// A slot to be claimed.
+enum Slot {
+    /// To be run by whoever wins it.
+    Run(Plan),
+    /// Past; whoever wins it records that it was missed.
+    Missed(Box<RunRecord>),
+}
+
+impl Agent {
+    /// Claims what is due; whoever wins runs or records it.
+    pub(super) fn fire_once(&mut self, id: &Name, job: &Job, found: Due) {
+        if found.run.is_empty() && found.missed.is_empty() {
+            if let Some(next) = found.next {
+                self.agenda.set(id, next);
+            }
+            return;
+        }
+        let place = job.assignment.once.iter().position(|n| *n == self.engine.node);
+        // Not in the order (put by hand, say): behind everybody who is.
+        let place = u32::try_from(place.unwrap_or(job.assignment.once.len())).unwrap_or(u32::MAX);
+        let missed = self.missed(id, job, &found).into_iter().map(|r| Slot::Missed(Box::new(r)));
+        let run = found.run.iter().map(|(slot, cause)| Slot::Run(plan(id, job, *slot, *cause)));
+        let mut todo: Vec<Slot> = missed.chain(run).collect();
+        if let Some((slot, run_id)) = self.once.open.remove(id) {
+            for item in &mut todo {
+                match item {
+                    Slot::Run(plan) if plan.slot == slot => plan.run_id = run_id,
+                    Slot::Missed(record) if record.slot == slot => record.run_id = run_id,
+                    _ => {}
+                }
+            }
+        }
+        self.once.claiming.insert(id.clone());
+        let claiming = Claiming {
+            engine: self.engine.clone(),
+            claims: self.once.claims.clone(),
+            reports: self.reports.clone(),
+            stop: self.stop.clone(),
+            job: id.clone(),
+        };
+        tokio::spawn(claiming.all(todo, STAGGER.saturating_mul(place)));
+    }
+
+    /// A round of claims is over: what it left is due still, or again.
+    pub(super) fn claimed(&mut self, id: &Name, round: Round) {
+        self.once.claiming.remove(id);
+        let Some(job) = self.table.jobs.get_mut(id) else { return };
+        if let Some(dealt_with) = round.dealt_with {
+            job.after = job.after.max(dealt_with);
+            self.claim_ahead(id, round.ahead);
+        }
+        if let Some(open) = round.open {
+            self.once.open.insert(id.clone(), open);
+        }
+        self.schedule(id);
+    }
+
+    /// Enters, or takes back, the problem that a job's claim lies in the future.
+    fn claim_ahead(&mut self, id: &Name, ahead: Option<Timestamp>) {
+        let key = keys::claim(id);
+        match ahead {
+            Some(at) => {
+                let reason = format!(
+                    "slots up to {at} are claimed already, hours ahead of this node's clock: none \
+                     before runs. If the clock that claimed them was wrong, mend this with \
+                     `etcdctl del {key}`; if this node's is, set it"
+                );
+                if self.table.ahead.insert(key, reason.clone()).is_none() {
+                    warn!(job = %id, reason, "slots cannot be claimed");
+                }
+            }
+            None => drop(self.table.ahead.remove(&key)),
+        }
+        self.tell();
+    }
+
+    /// Asks etcd how far the slots of a job that runs once are claimed; the job is
+    /// scheduled when the answer is there.
+    pub(super) fn ask_claimed(&self, job: &Name) {
+        let (etcd, job, reports) = (self.etcd.clone(), job.clone(), self.reports.clone());
+        let stop = self.stop.clone();
+        tokio::spawn(async move {
+            let mut backoff = Backoff::new(Duration::from_secs(5));
+            loop {
+                match etcd.get(&keys::claim(&job)).await {
+                    Ok(entry) => {
+                        let claim = entry.and_then(|e| {
+                            let claim = decode::<ClaimRecord>(&e.value).ok()?;
+                            Some(Box::new((claim, e.mod_revision)))
+                        });
+                        let _ = reports.send(Report::Claimed { job, claim }).await;
+                        return;
+                    }
+                    Err(e) => {
+                        debug!(%job, error = %e, "cannot read the claims of a job");
+                        tokio::select! {
+                            () = stop.cancelled() => return,
+                            () = tokio::time::sleep(backoff.next_wait()) => {}
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    /// How far the slots of a job were claimed when it was loaded.
+    pub(super) async fn found_claimed(&mut self, id: &Name, claim: Option<(ClaimRecord, i64)>) {
+        let first = self.once.looked_at.insert(id.clone());
+        let Some(job) = self.table.jobs.get_mut(id) else { return };
+        let now = Timestamp::now();
+        let ahead = claim.as_ref().map(|(c, _)| c.slot).filter(|at| *at > now + CORRECTION);
+        if let Some((claim, fence)) = claim.filter(|_| ahead.is_none()) {
+            job.after = job.after.max(claim.slot);
+            // What this life claims, it begins or records itself.
+            let mine = first && claim.node == self.engine.node && claim.slot > now - HORIZON;
+            if mine && !self.overlap.knows(id, claim.run_id) {
+                let claimed = Plan {
+                    run_id: claim.run_id,
+                    fence: Some(fence),
+                    ..plan(id, job, claim.slot, Cause::Schedule)
+                };
+                let why = "this node claimed the slot and its worker died before it began".into();
+                let (state, code) = (RunState::Lost, Code::LOST);
+                let record = claimed.not_run(&self.engine.node, state, code, Some(why));
+                // Nothing is written if the state knows the run.
+                self.engine.settle(&[record], None).await;
+            }
+        }
+        self.claim_ahead(id, ahead);
+        self.schedule(id);
+    }
+}
+
+/// A task that claims slots of one job.
+struct Claiming {
+    engine: Arc<Engine>,
+    claims: Claims,
+    reports: mpsc::Sender<Report>,
+    stop: CancellationToken,
+    job: Name,
+}
+
+impl Claiming {
+    async fn all(mut self, todo: Vec<Slot>, stagger: Duration) {
+        let turn = Instant::now() + stagger;
+        let stop = self.stop.clone();
+        let round = tokio::select! {
+            () = stop.cancelled() => return,
+            round = async {
+                tokio::time::sleep_until(turn).await;
+                self.round(todo, turn + PATIENCE).await
+            } => round,
+        };
+        let _ = self.reports.send(Report::Round { job: self.job, round }).await;
+    }
+
+    async fn round(&mut self, todo: Vec<Slot>, give_up: Instant) -> Round {
+        let mut round = Round::default();
+        for item in todo {
+            let (slot, run_id) = match &item {
+                Slot::Run(plan) => (plan.slot, plan.run_id),
+                Slot::Missed(record) => (record.slot, record.run_id),
+            };
+            let Some(claim) = self.claim(slot, run_id, give_up).await else {
+                warn!(job = %self.job, %slot, "etcd cannot be reached: the slot stays due");
+                round.open = Some((slot, run_id));
+                return round;
+            };
+            self.settle(claim, item, slot, &mut round).await;
+            round.dealt_with = Some(slot);
+        }
+        round
+    }
+
+    async fn settle(&self, claim: Claim, item: Slot, slot: Timestamp, round: &mut Round) {
+        let engine = &self.engine;
+        match (claim, item) {
+            (Claim::Won { fence }, Slot::Run(mut plan)) => {
+                engine.metrics.claims_won.inc();
+                plan.fence = Some(fence);
+                let won = Report::Won(Box::new(plan));
+                if let Err(mpsc::error::SendError(Report::Won(plan))) = self.reports.send(won).await
+                {
+                    engine.settle(&[not_begun(engine, &plan)], None).await;
+                }
+            }
+            (Claim::Won { fence }, Slot::Missed(mut record)) => {
+                engine.metrics.claims_won.inc();
+                record.fence = Some(fence);
+                engine.settle(&[*record], Some((self.job.clone(), slot))).await;
+            }
+            (Claim::Lost { claimed }, _) => {
+                engine.metrics.claims_lost.inc();
+                round.ahead = Some(claimed).filter(|at| *at > Timestamp::now() + CORRECTION);
+                engine.settle(&[], Some((self.job.clone(), slot))).await;
+            }
+        }
+    }
+
+    /// Claims with patience; `None` when etcd could not be asked.
+    async fn claim(&self, slot: Timestamp, run_id: RunId, give_up: Instant) -> Option<Claim> {
+        let trying = async {
+            let mut backoff = Backoff::new(Duration::from_secs(2));
+            loop {
+                match self.claims.claim(&self.job, slot, &self.engine.node, run_id).await {
+                    Ok(claim) => return claim,
+                    Err(e) => {
+                        debug!(job = %self.job, %slot, error = %e, "cannot claim, will try again");
+                        tokio::time::sleep(backoff.next_wait()).await;
+                    }
+                }
+            }
+        };
+        tokio::time::timeout_at(give_up, trying).await.ok()
+    }
+}
+
+/// The record of a claimed slot that the worker's shutdown kept from beginning.
+pub(super) fn not_begun(engine: &Engine, plan: &Plan) -> RunRecord {
+    let why = "the worker shut down after it had claimed the slot and before it began".to_owned();
+    plan.not_run(&engine.node, RunState::Missed, Code::MISSED, Some(why))
+}
