@@ -350,3 +350,58 @@ impl Engine {
         }
     }
 }
+
+#[cfg(test)]
+impl Engine {
+    /// An engine with its files in `dir` and an etcd that never answers.
+    pub(crate) async fn in_dir(dir: &std::path::Path) -> Arc<Self> {
+        use crate::{process::RunnerOptions, state::StateOptions};
+        Arc::new(Self {
+            node: Name::new("127.0.0.9").unwrap(),
+            state: State::open(&StateOptions::new(dir)).unwrap(),
+            runner: Runner::new(RunnerOptions::default()).unwrap(),
+            registry: Registry::default(),
+            cronid: Arc::default(),
+            metrics: Arc::default(),
+            etcd: Etcd::connect(&["http://127.0.0.1:1".into()]).await.unwrap(),
+            stop: CancellationToken::new(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(slot: Timestamp) -> Plan {
+        Plan {
+            run_id: RunId(uuid::Uuid::now_v7()),
+            job: Some(Name::new("j").unwrap()),
+            assignment: Arc::new(serde_json::from_str(r#"{"cmd":"true"}"#).unwrap()),
+            slot,
+            cause: Cause::Schedule,
+            fence: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_slot_that_is_taken_leaves_a_record_and_a_known_run_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::in_dir(dir.path()).await;
+        let (first, second) = (plan(Timestamp::UNIX_EPOCH), plan(Timestamp::UNIX_EPOCH));
+        for (plan, runs) in [(&first, true), (&first, false), (&second, false)] {
+            let begun = engine.begin(plan).await;
+            assert_eq!(engine.execute(plan.clone(), begun, None).await.is_some(), runs);
+        }
+        let items = engine.state.peek(10, usize::MAX).await.unwrap().items;
+        let states: Vec<_> = items
+            .iter()
+            .filter_map(|item| match item {
+                SpoolItem::Record(r) if r.state.is_final() => Some((r.run_id, r.state)),
+                _ => None,
+            })
+            .collect();
+        let want = [(first.run_id, RunState::Success), (second.run_id, RunState::Skipped)];
+        assert_eq!(states, want);
+    }
+}

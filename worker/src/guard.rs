@@ -35,3 +35,47 @@ pub async fn guard(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Plan;
+    use jiff::Timestamp;
+    use meepo_core::{
+        code::Code,
+        id::RunId,
+        run::{Cause, RunState},
+    };
+
+    #[tokio::test]
+    async fn without_a_lease_only_claimed_runs_are_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::in_dir(dir.path()).await;
+        let run = async |fence| {
+            let plan = Plan {
+                run_id: RunId(uuid::Uuid::now_v7()),
+                job: Some(meepo_core::id::Name::new("j").unwrap()),
+                assignment: Arc::new(serde_json::from_str(r#"{"cmd":"sleep 600"}"#).unwrap()),
+                slot: Timestamp::UNIX_EPOCH,
+                cause: Cause::Trigger,
+                fence,
+            };
+            let (id, begun, engine) = (plan.run_id, engine.begin(&plan).await, engine.clone());
+            (id, tokio::spawn(async move { engine.execute(plan, begun, None).await }))
+        };
+        let ((_, claimed), (own, goes_on)) = (run(Some(1)).await, run(None).await);
+        let (_lease, lost) = watch::channel(LeaseState::None);
+        let stop = CancellationToken::new();
+        let ttl = Duration::from_millis(50);
+        let guarding = tokio::spawn(guard(engine.clone(), lost, ttl, stop.clone()));
+        let ended = tokio::time::timeout(Duration::from_secs(30), claimed).await;
+        let ended = ended.unwrap().unwrap().unwrap();
+        assert_eq!((ended.state, ended.code), (RunState::Killed, Code::ETCD));
+        assert!(ended.message.as_ref().unwrap().contains("lost its lease"), "{ended:?}");
+        assert_eq!(engine.registry.active(), [own]);
+        stop.cancel();
+        guarding.await.unwrap().unwrap();
+        engine.registry.kill_all(KillReason::Requested);
+        tokio::time::timeout(Duration::from_secs(30), goes_on).await.unwrap().unwrap();
+    }
+}

@@ -107,6 +107,21 @@ async fn a_claim_whose_answer_was_lost_is_found_again() {
     assert_eq!(other, Claim::Lost { claimed: slot(2) });
 }
 
+#[tokio::test]
+async fn a_claim_in_the_future_tells_and_can_be_deleted() {
+    let own = Own::start().await;
+    let coord = own.coord().await;
+    let (job, node) = (name("j"), name("n"));
+    let claims = Claims::new(coord.clone());
+    let ahead = slot(1_000_000);
+    claims.claim(&job, ahead, &node, run_id(1)).await.unwrap();
+    let lost = claims.claim(&job, slot(1), &node, run_id(2)).await.unwrap();
+    assert_eq!(lost, Claim::Lost { claimed: ahead });
+    coord.delete(&keys::claim(&job)).await.unwrap();
+    let won = claims.claim(&job, slot(2), &node, run_id(3)).await.unwrap();
+    assert!(matches!(won, Claim::Won { .. }), "what is remembered does not stand in the way");
+}
+
 /// Waits until `n` stand in the line of a lock.
 async fn in_line(coord: &Coord, lock: &str, n: usize) {
     eventually(secs(10), format!("{n} stand in line"), async || {

@@ -35,13 +35,21 @@ pub(super) struct Once {
     /// A slot whose claim was not answered, with the run it was tried for: the same run
     /// tries again, as it may have won.
     open: HashMap<Name, (Timestamp, RunId)>,
+    /// Jobs whose slots cannot be claimed at the moment, for the log.
+    stuck: HashSet<Name>,
     /// Jobs whose claim of the last life was looked at.
     looked_at: HashSet<Name>,
 }
 
 impl Once {
     pub(super) fn new(claims: Claims) -> Self {
-        Self { claims, claiming: HashSet::new(), open: HashMap::new(), looked_at: HashSet::new() }
+        Self {
+            claims,
+            claiming: HashSet::new(),
+            open: HashMap::new(),
+            stuck: HashSet::new(),
+            looked_at: HashSet::new(),
+        }
     }
 
     /// Whether a task claims slots of a job.
@@ -52,6 +60,7 @@ impl Once {
     /// Forgets a job that is gone.
     pub(super) fn forget(&mut self, job: &Name) {
         self.open.remove(job);
+        self.stuck.remove(job);
         self.claims.forget(job);
     }
 }
@@ -117,8 +126,12 @@ impl Agent {
         if let Some(dealt_with) = round.dealt_with {
             job.after = job.after.max(dealt_with);
             self.claim_ahead(id, round.ahead);
+            self.once.stuck.remove(id);
         }
         if let Some(open) = round.open {
+            if self.once.stuck.insert(id.clone()) {
+                warn!(job = %id, slot = %open.0, "etcd cannot be reached: its slots stay due");
+            }
             self.once.open.insert(id.clone(), open);
         }
         self.schedule(id);
@@ -231,7 +244,6 @@ impl Claiming {
                 Slot::Missed(record) => (record.slot, record.run_id),
             };
             let Some(claim) = self.claim(slot, run_id, give_up).await else {
-                warn!(job = %self.job, %slot, "etcd cannot be reached: the slot stays due");
                 round.open = Some((slot, run_id));
                 return round;
             };

@@ -5,13 +5,7 @@ use super::{
     overlap::{Asked, Request},
     *,
 };
-use crate::{
-    cronid,
-    metrics::Metrics,
-    process::{Runner, RunnerOptions},
-    registry::Registry,
-    state::{SpoolItem, State, StateOptions},
-};
+use crate::state::SpoolItem;
 use meepo_coord::records::{TriggerRecord, encode};
 use meepo_core::run::{Cause, RunRecord, RunState};
 use tempfile::TempDir;
@@ -28,17 +22,8 @@ struct Rig {
 /// An agent without a free place: whatever starts stays ready.
 async fn rig() -> Rig {
     let dir = tempfile::tempdir().unwrap();
-    let etcd = Etcd::connect(&["http://127.0.0.1:1".into()]).await.unwrap();
-    let engine = Arc::new(Engine {
-        node: Name::new("127.0.0.9").unwrap(),
-        state: State::open(&StateOptions::new(dir.path())).unwrap(),
-        runner: Runner::new(RunnerOptions::default()).unwrap(),
-        registry: Registry::default(),
-        cronid: Arc::new(cronid::Board::default()),
-        metrics: Arc::new(Metrics::default()),
-        etcd: etcd.clone(),
-        stop: CancellationToken::new(),
-    });
+    let engine = Engine::in_dir(dir.path()).await;
+    let etcd = engine.etcd.clone();
     let (registration_tx, registration) = watch::channel(Registration::Done);
     let (status_tx, status) = watch::channel(Status::default());
     let outlets = Outlets { status: status_tx, progress: Arc::default(), registration };
