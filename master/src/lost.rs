@@ -1,6 +1,6 @@
 //! Runs of nodes that have vanished, marked as lost by the leader.
 //!
-//! A node whose health record is gone for longer than [`GRACE`] cannot be asked; its
+//! A node whose health record is gone for longer than `GRACE` cannot be asked; its
 //! runs that are still recorded as running get the state `lost`. Should the worker
 //! come back with its own account of their end, that outranks the guess.
 
