@@ -15,6 +15,7 @@ use meepo_logstore::{LogItem, LogStore, StoreError};
 use meepo_proto::internal::{self as pb, item::Item as PbItem};
 use meepo_runtime::backoff::Backoff;
 use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -22,6 +23,8 @@ use tracing::{error, info, warn};
 const BATCH: (usize, usize) = (512, 1 << 20);
 /// How long the first item of a batch waits for others.
 const LINGER: Duration = Duration::from_millis(10);
+/// Batches that follow each other faster than this are gathered.
+const BUSY: Duration = Duration::from_millis(100);
 /// Longest time one batch may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -44,18 +47,22 @@ pub async fn deliver(
     let mut stats = state.spool_changes();
     let mut backoff = Backoff::new(Duration::from_secs(30));
     let mut failing = false;
+    let mut last = Instant::now();
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             filled = stats.wait_for(|s| s.items > 0) => if filled.is_err() { return Ok(()) },
         }
-        if !failing {
+        // After a pause somebody may wait for just this; in a stream of them it pays to
+        // gather.
+        if !failing && last.elapsed() < BUSY {
             tokio::time::sleep(LINGER).await;
         }
         let delivered = tokio::select! {
             () = stop.cancelled() => return Ok(()),
             d = batch(&state, &sink, &node) => d,
         };
+        last = Instant::now();
         observe(&state, &metrics);
         match delivered {
             Ok(n) => {

@@ -31,6 +31,14 @@ pub enum CoordError {
         /// On which key.
         key: String,
     },
+    /// What should lead to etcd does not.
+    #[error(
+        "etcd: {endpoint:?} is no address of etcd; expected a URL such as http://10.0.0.7:2379"
+    )]
+    Endpoint {
+        /// As it was given.
+        endpoint: String,
+    },
     /// The lease that the key was bound to ended meanwhile.
     #[error("{key}: the lease ended while waiting")]
     LeaseLost {
@@ -56,7 +64,7 @@ impl CoordError {
 
     /// Whether the same call may succeed later.
     pub fn retryable(&self) -> bool {
-        let Self::Etcd { source, .. } = self else { return true };
+        let Self::Etcd { source, .. } = self else { return !matches!(self, Self::Endpoint { .. }) };
         match source.as_ref() {
             etcd_client::Error::GRpcStatus(status) => !matches!(
                 status.code(),
@@ -117,6 +125,9 @@ impl Etcd {
     /// # Errors
     /// When an endpoint is not a URL.
     pub async fn connect(endpoints: &[String]) -> Result<Self, CoordError> {
+        if let Some(endpoint) = endpoints.iter().find(|e| !is_endpoint(e)) {
+            return Err(CoordError::Endpoint { endpoint: endpoint.clone() });
+        }
         let options = ConnectOptions::new()
             .with_connect_timeout(Duration::from_secs(3))
             .with_keep_alive(Duration::from_secs(5), Duration::from_secs(5))
@@ -256,6 +267,17 @@ impl Etcd {
     }
 }
 
+/// Whether a URL (or host and port) can lead anywhere.
+fn is_endpoint(endpoint: &str) -> bool {
+    let rest = match endpoint.split_once("://") {
+        Some(("http" | "https", rest)) => rest,
+        Some(_) => return false,
+        None => endpoint,
+    };
+    let host = rest.split('/').next().unwrap_or_default();
+    !host.is_empty() && !host.starts_with(':') && !host.contains(char::is_whitespace)
+}
+
 /// The first key after all keys with `prefix` (etcd's range end of a prefix).
 pub fn prefix_end(prefix: &str) -> Vec<u8> {
     let mut end = prefix.as_bytes().to_vec();
@@ -266,4 +288,26 @@ pub fn prefix_end(prefix: &str) -> Vec<u8> {
         }
     }
     vec![0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_urls_or_hosts() {
+        for good in ["http://127.0.0.1:2379", "https://e1:2379", "e1:2379", "e1", "http://[::1]:1"]
+        {
+            assert!(is_endpoint(good), "{good}");
+        }
+        for bad in ["", "nonsense://x", "http://", ":2379", "http://a b"] {
+            assert!(!is_endpoint(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_prefix_is_the_next_key() {
+        assert_eq!(prefix_end("/a/"), b"/a0");
+        assert_eq!(prefix_end(""), [0]);
+    }
 }

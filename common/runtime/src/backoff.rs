@@ -42,6 +42,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn two_do_not_wait_in_step() {
+        let waits = || {
+            let mut b = Backoff::new(Duration::from_secs(5));
+            [b.next_wait(), b.next_wait(), b.next_wait()]
+        };
+        assert_ne!(waits(), waits());
+    }
+
+    #[test]
     fn waits_grow_to_the_cap_and_start_anew() {
         let cap = Duration::from_secs(5);
         let mut b = Backoff::new(cap);

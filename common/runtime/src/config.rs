@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// It cannot be read.
-    #[error("cannot read configuration file {path}: {source}")]
+    #[error("cannot read configuration file {path}")]
     Read {
         /// The file.
         path: PathBuf,
@@ -45,11 +45,14 @@ fn parse<T: DeserializeOwned>(text: &str) -> Result<T, (String, String)> {
     let de = toml::Deserializer::parse(text)
         .map_err(|e| (String::new(), e.to_string().trim().to_owned()))?;
     serde_path_to_error::deserialize(de).map_err(|e| {
+        let problem = e.inner().to_string().trim().to_owned();
         let field = match e.path().to_string().as_str() {
             "." => String::new(),
+            // The line that is shown names it.
+            _ if problem.starts_with("TOML parse error") => String::new(),
             path => format!("{path}: "),
         };
-        (field, e.into_inner().to_string().trim().to_owned())
+        (field, problem)
     })
 }
 
