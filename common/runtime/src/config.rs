@@ -48,8 +48,8 @@ fn parse<T: DeserializeOwned>(text: &str) -> Result<T, (String, String)> {
         let problem = e.inner().to_string().trim().to_owned();
         let field = match e.path().to_string().as_str() {
             "." => String::new(),
-            // The line that is shown names it.
-            _ if problem.starts_with("TOML parse error") => String::new(),
+            // The line that is shown names it, unless a table above does in part.
+            path if problem.starts_with("TOML parse error") && !path.contains('.') => String::new(),
             path => format!("{path}: "),
         };
         (field, problem)
