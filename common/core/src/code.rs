@@ -83,7 +83,8 @@ impl Code {
 
     /// Whether sending the same request again later can help.
     pub const fn retryable(self) -> bool {
-        self.kind() == UNAVAILABLE || self.0 == Code::HOST_OFFLINE.0 || self.0 == Code::NO_ANSWER.0
+        let away = self.kind() == UNAVAILABLE && self.0 != Code::UNKNOWN_OUTCOME.0;
+        away || self.0 == Code::HOST_OFFLINE.0 || self.0 == Code::NO_ANSWER.0
     }
 
     /// What the code means, in a sentence without a full stop.
@@ -113,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn mission_p3_fixes_two_codes() {
+    fn the_codes_of_a_run_that_failed_are_fixed() {
         assert_eq!(Code::TIMED_OUT, Code(0x0100));
         assert_eq!(Code::EXIT_STATUS, Code(0x0101));
         assert_eq!(Code::EXIT_STATUS.kind(), RUN);

@@ -433,8 +433,8 @@ impl Assignment {
         if self.express.trim().is_empty() {
             return Ok(None);
         }
-        // The seed calls the field `express`, the job file `schedule`; the message
-        // says what both have in common.
+        // In etcd the field is called `express`, in job files `schedule`: the error keeps
+        // the name that people write most.
         let schedule = Schedule::parse(&self.express)?;
         Ok(Some(When { schedule, timezone }))
     }

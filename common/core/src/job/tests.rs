@@ -6,7 +6,7 @@ fn user(v: Value) -> Result<JobSpec, Invalid> {
 }
 
 #[test]
-fn the_seeds_minimal_value_is_a_valid_assignment() {
+fn five_fields_are_a_valid_assignment() {
     let a = Assignment::from_etcd(
         br#"{"cmd":"/tmp/demo.sh","express":"* * * * *","task_id":"demo","status":"running","executor":"bash"}"#,
     )
