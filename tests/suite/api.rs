@@ -295,3 +295,30 @@ async fn health_and_metrics_are_for_machines() {
     let counted = |l: &&str| l.contains("method=\"GET\"") && l.contains("status=\"200\"");
     assert!(text.lines().any(|l| counted(&l)), "requests are counted: {text}");
 }
+
+#[tokio::test]
+async fn what_a_web_page_sends_is_refused() {
+    let server = server().await;
+    let base = server.api().base().to_owned();
+    let client = reqwest::Client::new();
+    for (name, value) in [
+        ("origin", "http://evil.example"),
+        ("sec-fetch-site", "same-origin"),
+        ("host", "evil.example:7600"),
+    ] {
+        for request in [
+            client.get(format!("{base}/v1/jobs")),
+            client.post(format!("{base}/v1/exec")).json(&json!({
+                "id": "1", "hosts": [NODE], "method": "sync.sh", "cmd": "echo x"
+            })),
+        ] {
+            let response = request.header(name, value).send().await.unwrap();
+            assert_eq!(response.status(), 403, "{name}: {value}");
+            let body: Value = response.json().await.unwrap();
+            assert_eq!(body["error"]["name"], "forbidden");
+        }
+    }
+    let port = base.rsplit(':').next().unwrap();
+    let named = client.get(format!("{base}/healthz")).header("host", format!("localhost:{port}"));
+    assert_eq!(named.send().await.unwrap().status(), 200);
+}

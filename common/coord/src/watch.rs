@@ -31,15 +31,12 @@ pub enum Batch {
 pub enum Change {
     /// The key was written.
     Put(Entry),
-    /// The key was deleted or its lease ended. `previous` is its last value, where
-    /// [`Options::previous`] asked for it and etcd still had it.
+    /// The key was deleted or its lease ended.
     Delete {
         /// The key.
         key: String,
         /// Revision of the deletion.
         revision: i64,
-        /// Its last value.
-        previous: Option<Entry>,
     },
 }
 
@@ -49,13 +46,11 @@ pub struct Options {
     /// List everything anew after this time without having had to. The low-frequency
     /// full comparison.
     pub resync: Duration,
-    /// Ask for the last value of deleted keys.
-    pub previous: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { resync: Duration::from_secs(600), previous: false }
+        Self { resync: Duration::from_secs(600) }
     }
 }
 
@@ -153,14 +148,11 @@ impl Watch {
         let mut client = self.etcd.watch_client();
         let mut stream: Option<WatchStream> = None;
         for (i, prefix) in self.prefixes.iter().enumerate() {
-            let mut options = WatchOptions::new()
+            let options = WatchOptions::new()
                 .with_prefix()
                 .with_start_revision(next[i])
                 .with_progress_notify()
                 .with_watch_id(i as i64 + 1);
-            if self.options.previous {
-                options = options.with_prev_key();
-            }
             match &mut stream {
                 None => stream = Some(client.watch(prefix.as_str(), Some(options)).await?),
                 Some(stream) => stream.watch(prefix.as_str(), Some(options)).await?,
@@ -218,11 +210,7 @@ fn changes(response: &WatchResponse) -> Vec<Change> {
         let entry = Entry::from_kv(kv);
         changes.push(match event.event_type() {
             EventType::Put => Change::Put(entry),
-            EventType::Delete => Change::Delete {
-                key: entry.key,
-                revision: entry.mod_revision,
-                previous: event.prev_kv().map(Entry::from_kv),
-            },
+            EventType::Delete => Change::Delete { key: entry.key, revision: entry.mod_revision },
         });
     }
     changes
