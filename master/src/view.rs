@@ -57,6 +57,15 @@ pub struct Data {
 }
 
 impl Data {
+    /// What `entries` say.
+    pub fn from_entries<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Self {
+        let mut data = Self::default();
+        for entry in entries {
+            data.put(entry);
+        }
+        data
+    }
+
     /// A node as targets see it; facts and labels are the newest known.
     pub fn node(&self, id: &NodeId) -> Option<NodeInfo> {
         match (self.health.get(id), self.nodes.get(id)) {
@@ -179,10 +188,7 @@ impl View {
         match batch {
             Batch::Reset { entries, revision } => {
                 // Read before anybody is kept waiting.
-                let mut data = Data::default();
-                for entry in &entries {
-                    data.put(entry);
-                }
+                let data = Data::from_entries(&entries);
                 *write() = data;
                 let placement = version.placement + 1;
                 version = Version { complete: true, revision, placement };

@@ -17,7 +17,7 @@ use meepo_core::{
     code::Code,
     id::{Name, NodeId, RunId},
     job::{Assignment, JobSpec, JobStatus, Placement},
-    node::Health,
+    node::{Health, NodeInfo},
     run::RunRecord,
     target::Target,
 };
@@ -31,8 +31,6 @@ use uuid::Uuid;
 const TRIES: usize = 5;
 /// How long a request to run waits for its worker unless asked otherwise.
 const DEFAULT_TTL: Duration = Duration::from_secs(3600);
-/// Longest wait for the view to show what etcd has.
-const VIEW_LAG: Duration = Duration::from_secs(2);
 /// Longest time a request waits.
 const MAX_TTL: Duration = Duration::from_secs(366 * 24 * 3600);
 /// How long an expired request is kept for its worker to record.
@@ -277,18 +275,18 @@ impl Ops {
     /// Runs a job now. Accepted means kept by etcd's quorum.
     pub async fn trigger(&self, name: &Name, request: &TriggerRequest) -> ApiResult<Triggered> {
         let only = request.target.as_deref().map(Target::parse).transpose()?;
-        let mut plans = self.trigger_plans(name).await?;
+        let nodes = self.nodes_now().await?;
+        let mut plans = self.trigger_plans(name, &nodes).await?;
         if let Some(only) = &only {
-            let data = self.view.read();
-            let infos: Vec<_> = plans.1.iter().filter_map(|(node, _)| data.node(node)).collect();
-            let chosen: BTreeSet<&NodeId> = only.select(&infos).iter().map(|n| &n.id).collect();
+            let infos: Vec<_> = plans.1.iter().filter_map(|(node, _)| nodes.get(node)).collect();
+            let chosen: BTreeSet<&NodeId> = only.select(infos).iter().map(|n| &n.id).collect();
             plans.1.retain(|(node, _)| chosen.contains(node));
         }
         let (placement, mut places) = plans;
         if placement == Placement::Once {
             // One node is enough: the first that is there, else the first.
-            let data = self.view.read();
-            let first = places.iter().position(|(n, _)| data.health.contains_key(n)).unwrap_or(0);
+            let online = |n: &NodeId| nodes.get(n).is_some_and(|n| n.online);
+            let first = places.iter().position(|(n, _)| online(n)).unwrap_or(0);
             places = places.into_iter().skip(first).take(1).collect();
         }
         if places.is_empty() {
@@ -339,15 +337,11 @@ impl Ops {
     async fn trigger_plans(
         &self,
         name: &Name,
+        nodes: &BTreeMap<NodeId, NodeInfo>,
     ) -> ApiResult<(Placement, Vec<(NodeId, Assignment)>)> {
         if let Some(entry) = self.etcd.get(&keys::job(name)).await? {
             let spec: JobSpec = decode(&entry.value)?;
             let target = Target::parse(&spec.target)?;
-            // Nodes that were there when the job was applied must be seen.
-            let mut changes = self.view.changes();
-            let seen = changes.wait_for(|v| v.revision >= entry.mod_revision);
-            let _ = tokio::time::timeout(VIEW_LAG, seen).await;
-            let nodes = self.view.read().all_nodes();
             let assignment = spec.assignment(Some(entry.mod_revision), Vec::new());
             let places = target.select(nodes.values());
             let places = places.into_iter().map(|n| (n.id.clone(), assignment.clone())).collect();

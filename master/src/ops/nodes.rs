@@ -1,12 +1,15 @@
 //! Nodes: those that are there and those that were.
 
 use super::Ops;
-use crate::error::{ApiError, ApiResult};
+use crate::{
+    error::{ApiError, ApiResult},
+    view::Data,
+};
 use meepo_coord::{keys, records::decode};
 use meepo_core::{
     api::NodeView,
     id::NodeId,
-    node::{Health, NodeRecord},
+    node::{Health, NodeInfo, NodeRecord},
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,6 +37,16 @@ impl Ops {
             return Err(ApiError::not_found("node", id));
         }
         Ok(self.node_view(id, record.as_ref(), health.as_ref()))
+    }
+
+    /// Nodes as targets see them, as of this moment. The view may lag: it is fed by
+    /// several watches, and one may be behind another.
+    pub(super) async fn nodes_now(&self) -> ApiResult<BTreeMap<NodeId, NodeInfo>> {
+        let (records, health) = tokio::try_join!(
+            self.etcd.list(keys::NODES, None),
+            self.etcd.list(keys::HEALTH, None)
+        )?;
+        Ok(Data::from_entries(records.0.iter().chain(&health.0)).all_nodes())
     }
 
     fn node_view(
