@@ -2,6 +2,7 @@
 
 use crate::{client::DEFAULT_MASTER, error::EXIT_HELP, output::Format};
 use clap::{Args, Parser, Subcommand, ValueHint};
+use jiff::Timestamp;
 use meepo_core::{duration::HumanDuration, id::Name, job::Executor, run::RunState};
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -120,7 +121,7 @@ pub(crate) struct RunArgs {
     /// Longest time the command may take on a node [default: 30s].
     #[arg(long, value_name = "DURATION")]
     pub(crate) timeout: Option<HumanDuration>,
-    /// What turns the words into a process: bash, sh, exec or python.
+    /// What turns the words into a run: bash, sh, exec, python or http.
     #[arg(long, default_value = "bash")]
     pub(crate) executor: Executor,
     /// User to run as [default: the worker's own].
@@ -150,6 +151,23 @@ fn key_value(s: &str) -> Result<(String, String), String> {
         Some((k, v)) if !k.is_empty() => Ok((k.to_owned(), v.to_owned())),
         _ => Err("expected KEY=VALUE".to_owned()),
     }
+}
+
+/// Where and when a run on request starts.
+#[derive(Debug, Args)]
+pub(crate) struct TriggerArgs {
+    /// Only on those of its nodes that match.
+    #[arg(short, long)]
+    pub(crate) target: Option<String>,
+    /// Give up if it has not started so long after it could [default: 1h].
+    #[arg(long, value_name = "DURATION")]
+    pub(crate) ttl: Option<HumanDuration>,
+    /// Start so much later, at most 30 days.
+    #[arg(long, value_name = "DURATION", conflicts_with = "at")]
+    pub(crate) delay: Option<HumanDuration>,
+    /// Start at this instant, as 2026-12-24T18:00:00Z.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) at: Option<Timestamp>,
 }
 
 /// `meepo job …`.
@@ -189,16 +207,12 @@ pub(crate) enum JobCommand {
         #[arg(required = true)]
         names: Vec<Name>,
     },
-    /// Run a job now.
+    /// Run a job now, or later.
     Trigger {
         /// The job.
         name: Name,
-        /// Only on those of its nodes that match.
-        #[arg(short, long)]
-        target: Option<String>,
-        /// Give up if it has not started by then [default: 1h].
-        #[arg(long, value_name = "DURATION")]
-        ttl: Option<HumanDuration>,
+        #[command(flatten)]
+        when: TriggerArgs,
         /// Print the output until the end; exit as `meepo run` does.
         #[arg(short, long)]
         follow: bool,
@@ -264,6 +278,22 @@ pub(crate) enum NodeCommand {
     List,
     /// Show a node, its facts, labels and problems.
     Get {
+        /// The node.
+        name: Name,
+    },
+    /// Let a node finish what it runs and take nothing new, also after restarts.
+    Drain {
+        /// The node.
+        name: Name,
+        /// Kill what runs still after this time [default: let it run to its end].
+        #[arg(long, value_name = "DURATION")]
+        deadline: Option<HumanDuration>,
+        /// Return when nothing runs on it any more.
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Let a node take work again.
+    Undrain {
         /// The node.
         name: Name,
     },
@@ -389,7 +419,7 @@ mod tests {
     fn bad_values_say_what_would_be_right() {
         for (args, want) in [
             (&["run", "-t", "a", "--timeout", "soon", "--", "x"][..], "30s, 5m or 1h30m"),
-            (&["run", "-t", "a", "--executor", "perl", "--", "x"], "bash, sh, exec, python"),
+            (&["run", "-t", "a", "--executor", "perl", "--", "x"], "bash, sh, exec, python, http"),
             (&["run", "-t", "a", "--env", "x", "--", "x"], "KEY=VALUE"),
             (&["job", "get", "a/b"], "letters, digits"),
             (&["runs", "--state", "failed,done"], "one of running, success"),

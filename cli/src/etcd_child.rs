@@ -124,7 +124,7 @@ async fn live(
     loop {
         let since = Instant::now();
         let ended = tokio::select! {
-            ended = etcd.wait() => ended,
+            ended = etcd.child.wait() => ended,
             () = stop.cancelled() => return launch.stop(etcd).await,
         };
         let how = ended.map_or_else(|e| e.to_string(), |status| status.to_string());

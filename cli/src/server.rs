@@ -121,7 +121,9 @@ async fn with_etcd(
     })
     .await?;
     let own_etcd_node = etcd.and_then(|_| Name::new("127.0.0.1").ok());
-    let worker_dir = args.data_dir.join("worker");
+    // Processes that outlive the worker use it from another working directory.
+    let worker_dir = std::path::absolute(args.data_dir.join("worker"))
+        .context("the working directory is not known")?;
     let worker = Worker::start(meepo_worker::Config {
         etcd: endpoints,
         node: args.node.clone().or(own_etcd_node),
@@ -132,6 +134,7 @@ async fn with_etcd(
         metrics: args.metrics,
         lease_ttl: LEASE_TTL,
         max_running: 512,
+        cgroup_root: None,
         spool_limit: 1 << 30,
         log_format: LogFormat::Text,
         labels: BTreeMap::new(),

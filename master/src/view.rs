@@ -4,7 +4,7 @@
 
 use meepo_coord::{
     Entry, Etcd, keys,
-    records::decode,
+    records::{DrainRecord, decode},
     watch::{Batch, Change, Options, watch},
 };
 use meepo_core::{
@@ -48,6 +48,8 @@ pub struct Data {
     pub nodes: BTreeMap<NodeId, NodeRecord>,
     /// Records of nodes that are there.
     pub health: BTreeMap<NodeId, Health>,
+    /// Nodes that are asked to take nothing new.
+    pub drains: BTreeMap<NodeId, DrainRecord>,
     /// Definitions.
     pub jobs: BTreeMap<Name, At<JobSpec>>,
     /// Names of definitions that cannot be read.
@@ -68,11 +70,18 @@ impl Data {
 
     /// A node as targets see it; facts and labels are the newest known.
     pub fn node(&self, id: &NodeId) -> Option<NodeInfo> {
-        match (self.health.get(id), self.nodes.get(id)) {
-            (Some(h), _) => Some(info(id, true, &h.labels, &h.facts)),
-            (None, Some(n)) => Some(info(id, false, &n.labels, &n.facts)),
-            (None, None) => None,
-        }
+        let (online, labels, facts) = match (self.health.get(id), self.nodes.get(id)) {
+            (Some(h), _) => (true, &h.labels, &h.facts),
+            (None, Some(n)) => (false, &n.labels, &n.facts),
+            (None, None) => return None,
+        };
+        Some(NodeInfo {
+            id: id.clone(),
+            online,
+            drained: self.drains.contains_key(id),
+            labels: labels.clone(),
+            facts: facts.clone(),
+        })
     }
 
     /// Every node ever seen.
@@ -107,6 +116,10 @@ impl Data {
             let labels = node.labels.clone();
             let old = self.nodes.insert(id, node);
             old.is_none_or(|old| old.labels != labels)
+        } else if let Some(id) = keys::last(key, keys::DRAINS) {
+            let Some(drain) = read(entry) else { return false };
+            self.drains.insert(id, drain);
+            true
         } else if let Some(name) = keys::last(key, keys::JOBS) {
             match read(entry) {
                 Some(value) => {
@@ -137,6 +150,8 @@ impl Data {
             self.health.remove(&id);
         } else if let Some(id) = keys::last(key, keys::NODES) {
             self.nodes.remove(&id);
+        } else if let Some(id) = keys::last(key, keys::DRAINS) {
+            self.drains.remove(&id);
         } else if let Some(name) = keys::last(key, keys::JOBS) {
             self.jobs.remove(&name);
             self.opaque.remove(&name);
@@ -152,15 +167,6 @@ fn read<T: serde::de::DeserializeOwned>(entry: &Entry) -> Option<T> {
         .ok()
 }
 
-fn info(
-    id: &NodeId,
-    online: bool,
-    labels: &BTreeMap<String, String>,
-    facts: &meepo_core::node::Facts,
-) -> NodeInfo {
-    NodeInfo { id: id.clone(), online, labels: labels.clone(), facts: facts.clone() }
-}
-
 impl View {
     /// An empty view; [`View::keep`] fills it.
     pub fn new() -> Self {
@@ -170,7 +176,7 @@ impl View {
     /// Follows etcd until `stop` is cancelled.
     pub async fn keep(self, etcd: Etcd, stop: CancellationToken) -> anyhow::Result<()> {
         let (tx, mut rx) = mpsc::channel(64);
-        let prefixes = [keys::NODES, keys::HEALTH, keys::JOBS, keys::ASSIGNMENTS];
+        let prefixes = [keys::NODES, keys::HEALTH, keys::DRAINS, keys::JOBS, keys::ASSIGNMENTS];
         let prefixes = prefixes.map(str::to_owned).to_vec();
         let watching = watch(etcd, prefixes, Options::default(), tx, stop);
         let applying = async {

@@ -122,9 +122,16 @@ impl Process {
     /// Starts it again with the same arguments; kills it first if it still runs.
     /// Returns at once: wait on what the test needs.
     pub fn restart(&self) {
+        self.restart_with(&[]);
+    }
+
+    /// [`Self::restart`] with `env` added to the environment, for this life only.
+    pub fn restart_with(&self, env: &[(&str, &str)]) {
         self.kill9();
+        let mut spec = self.spec.clone();
+        spec.env.extend(env.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())));
         let mut state = self.state();
-        let (child, log_start) = launch(&self.spec);
+        let (child, log_start) = launch(&spec);
         state.child = child;
         state.status = None;
         state.log_start = log_start;

@@ -322,3 +322,16 @@ async fn what_a_web_page_sends_is_refused() {
     let named = client.get(format!("{base}/healthz")).header("host", format!("localhost:{port}"));
     assert_eq!(named.send().await.unwrap().status(), 200);
 }
+
+#[tokio::test]
+async fn a_run_can_be_ended_from_the_moment_it_was_asked_for() {
+    let server = server().await;
+    let api = server.api();
+    apply(&api, json!({"name": "cut-short", "cmd": "sleep 600"})).await;
+    for _ in 0..3 {
+        let run = trigger(&api, "cut-short").await;
+        let (status, answer) = api.http("POST", &format!("/v1/runs/{run}/kill"), None).await;
+        assert_eq!((status, &answer["run_id"]), (202, &json!(run)), "{answer}");
+        wait_run(&api, &run, &["killed"]).await;
+    }
+}

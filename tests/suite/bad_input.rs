@@ -39,7 +39,7 @@ fn definitions() -> Vec<(Value, u16, &'static str, &'static str)> {
     let long = "x".repeat(129);
     vec![
         (json!({"scedule": "@daily"}), 0x0301, "scedule", "`schedule`"),
-        (json!({"nonsense": 1}), 0x0301, "nonsense", "schedule, timezone"),
+        (json!({"nonsense": 1}), 0x0301, "nonsense", "schedule, target"),
         (json!({"cmd": 5}), 0x0302, "cmd", "a string"),
         (json!({"cmd": null}), 0x0302, "cmd", "a string"),
         (json!({"args": "a"}), 0x0302, "args", "a sequence"),

@@ -4,7 +4,7 @@
 use jiff::Timestamp;
 use meepo_coord::{
     CoordError, Etcd as Coord,
-    claim::{Claim, Claims},
+    claim::{Claim, Claims, Wanted},
     keys,
     lease::{self, LeaseState},
     lock,
@@ -13,7 +13,7 @@ use meepo_coord::{
 use meepo_core::id::{Name, RunId};
 use meepo_tests::{Etcd, TestDir, eventually, millis, secs};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
@@ -182,6 +182,24 @@ async fn pages_of_a_list_are_of_one_revision() {
     }
     done.store(true, SeqCst);
     assert!(mover.await.unwrap() > 2, "nothing moved meanwhile");
+}
+
+#[tokio::test]
+async fn many_keys_are_put_and_got_at_once() {
+    let own = Own::start().await;
+    let coord = own.coord().await;
+    let lease = coord.grant(secs(60)).await.unwrap();
+    let entries = |n: usize| (0..n).map(|i| (format!("/many/{i}"), b"x".to_vec()));
+    coord.put_all("many", entries(128), lease).await.unwrap();
+    let keys: Vec<String> = (0..300).map(|i| format!("/many/{i}")).collect();
+    let found = coord.get_all(&keys).await.unwrap();
+    let names: BTreeSet<&str> = found.iter().map(|e| e.key.as_str()).collect();
+    assert_eq!((found.len(), names.len()), (128, 128));
+    assert!(found.iter().all(|e| e.value == b"x" && e.mod_revision == found[0].mod_revision));
+    // All or nothing.
+    let refused = coord.put_all("many", entries(2).chain(entries(1)), lease).await;
+    assert!(!refused.unwrap_err().retryable(), "a key twice");
+    assert!(coord.get_all(&[]).await.unwrap().is_empty());
 }
 
 #[tokio::test]

@@ -18,13 +18,21 @@ fn every_second(cmd: &str) -> Value {
     json!({"name": "ticks", "cmd": cmd, "schedule": "* * * * * *", "concurrency": "allow"})
 }
 
-/// Triggers a job of one node; answers the run and the pid it wrote into a file.
+/// Triggers a job of one node that sleeps, and waits until the log store says that it runs;
+/// answers the run and its pid.
 async fn start_sleeper(cluster: &Cluster, node: &str) -> (String, u64) {
+    let (run, pid) = just_started(cluster, "sleeper", node).await;
+    wait_runs(&cluster.api(), "job=sleeper&state=running", 1).await;
+    (run, pid)
+}
+
+/// The same as soon as it has written its pid into a file.
+async fn just_started(cluster: &Cluster, name: &str, node: &str) -> (String, u64) {
     let api = cluster.api();
-    let file = cluster.dir().join("sleeper.pid");
+    let file = cluster.dir().join(format!("{name}.pid"));
     let cmd = format!("echo $$ > {0}.new && mv {0}.new {0}; sleep 600", file.display());
-    apply(&api, json!({"name": "sleeper", "cmd": cmd, "target": node})).await;
-    let (status, triggered) = api.post("/v1/jobs/sleeper/trigger", json!({})).await;
+    apply(&api, json!({"name": name, "cmd": cmd, "target": node})).await;
+    let (status, triggered) = api.post(&format!("/v1/jobs/{name}/trigger"), json!({})).await;
     assert_eq!(status, 202, "{triggered}");
     let run = triggered["runs"][0]["run_id"].as_str().unwrap().to_owned();
     let pid = eventually(SOON, "it runs", async || {
@@ -32,7 +40,6 @@ async fn start_sleeper(cluster: &Cluster, node: &str) -> (String, u64) {
         text.trim().parse().map_err(|_| text)
     })
     .await;
-    wait_runs(&api, "job=sleeper&state=running", 1).await;
     (run, pid)
 }
 
@@ -44,13 +51,18 @@ async fn a_worker_that_crashed_kills_what_it_left_and_runs_no_slot_twice() {
     apply(&api, every_second(&ticks.cmd())).await;
     let (run, pid) = start_sleeper(&cluster, "127.0.0.2").await;
     let first = ticks.wait(2, |_| true).await[0].slot;
+    // This one the worker has most likely not noted yet: its environment tells.
+    let (new_run, new_pid) = just_started(&cluster, "fresh", "127.0.0.2").await;
     worker.kill9();
     let died = Timestamp::now();
-    assert!(alive(pid), "a crash leaves what it started");
+    assert!(alive(pid) && alive(new_pid), "a crash leaves what it started");
     // Two slots pass meanwhile; they are late, but not too late to be run.
     clock_past(died + SignedDuration::from_secs(2)).await;
     worker.restart();
     wait_gone(pid).await;
+    wait_gone(new_pid).await;
+    let lost = wait_runs(&api, "job=fresh&state=lost", 1).await;
+    assert_eq!((&lost[0]["run_id"], &lost[0]["code"]), (&json!(new_run), &json!(0x0203)));
     let lost = wait_runs(&api, "job=sleeper&state=lost", 1).await;
     assert_eq!((&lost[0]["run_id"], &lost[0]["code"]), (&json!(run), &json!(0x0203)));
     assert_eq!(lost[0]["pid"], pid);

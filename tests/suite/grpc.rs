@@ -8,6 +8,7 @@ use meepo_proto::v1::{
 };
 use meepo_tests::{Server, TestDir, eventually, secs};
 use prost::Message;
+use prost_types::value;
 use std::collections::BTreeSet;
 use tonic::{Code, Status, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -65,13 +66,18 @@ async fn a_job_goes_through_its_life() {
     let mut jobs = JobsClient::new(channel.clone());
     let name = || pb::JobName { name: "rpc-life".into() };
     let yearly = pb::JobSpec { schedule: "@yearly".into(), ..spec("rpc-life", "echo $1") };
-    let job = pb::JobSpec { args: vec!["hi".into()], ..yearly };
+    let number = |n| prost_types::Value { kind: Some(value::Kind::NumberValue(n)) };
+    let retry = prost_types::Struct { fields: [("max".to_owned(), number(3.0))].into() };
+    let retry = prost_types::Value { kind: Some(value::Kind::StructValue(retry)) };
+    let more = Some(prost_types::Struct { fields: [("retry".to_owned(), retry)].into() });
+    let job = pb::JobSpec { args: vec!["hi".into()], more, ..yearly };
     for action in ["created", "unchanged"] {
         assert_eq!(apply(&channel, job.clone()).await.unwrap().action, action);
     }
     let got = jobs.get(name()).await.unwrap().into_inner();
     let got_spec = got.spec.unwrap();
     assert_eq!((got.source.as_str(), got_spec.cmd.as_str()), ("definition", "echo $1"));
+    assert!(format!("{:?}", got_spec.more).contains("exponential"), "{:?}", got_spec.more);
     // Defaults are spelled out.
     assert_eq!((got_spec.executor.as_str(), got_spec.target.as_str()), ("bash", "all"));
     let slots = jobs.next(pb::NextRequest { name: "rpc-life".into(), n: 2 }).await.unwrap();

@@ -1,6 +1,7 @@
 //! Settings: the file `/etc/meepo/worker.toml`, then the environment, then flags; the
 //! later wins. `docs/reference/config.md` lists them.
 
+use anyhow::Context;
 use clap::Args;
 use meepo_core::{duration::HumanDuration, id::NodeId};
 use meepo_runtime::{config, telemetry::LogFormat};
@@ -43,6 +44,10 @@ pub struct Settings {
     /// Processes of jobs at the same time. [default: 512]
     #[arg(long, env = "MEEPO_MAX_RUNNING")]
     pub max_running: Option<usize>,
+    /// Control group (cgroup v2) below which those of runs are made, as a directory. [default:
+    /// the worker's own]
+    #[arg(long, env = "MEEPO_CGROUP_ROOT")]
+    pub cgroup_root: Option<PathBuf>,
     /// Bytes the spool may hold while the log store is away. [default: 1 GiB]
     #[arg(long, env = "MEEPO_SPOOL_LIMIT")]
     pub spool_limit: Option<u64>,
@@ -85,6 +90,8 @@ pub struct Config {
     pub lease_ttl: Duration,
     /// Processes of jobs at the same time.
     pub max_running: usize,
+    /// Control group below which those of runs are made; none: the worker's own.
+    pub cgroup_root: Option<PathBuf>,
     /// Bytes the spool may hold.
     pub spool_limit: u64,
     /// How log lines look.
@@ -123,6 +130,9 @@ impl Settings {
         let etcd = self.etcd.or(base.etcd).unwrap_or(vec!["http://127.0.0.1:2379".into()]);
         anyhow::ensure!(!etcd.is_empty(), "etcd: empty list; expected at least one URL");
         let data_dir = self.data_dir.or(base.data_dir).unwrap_or("/var/lib/meepo-worker".into());
+        // Processes that outlive the worker use it from another working directory.
+        let data_dir = std::path::absolute(&data_dir)
+            .with_context(|| format!("data_dir: {} names no directory", data_dir.display()))?;
         let pid_file = self.pid_file.or(base.pid_file);
         Ok(Config {
             etcd,
@@ -133,6 +143,7 @@ impl Settings {
             metrics,
             lease_ttl,
             max_running,
+            cgroup_root: self.cgroup_root.or(base.cgroup_root),
             spool_limit: self.spool_limit.or(base.spool_limit).unwrap_or(1 << 30),
             log_format: self.log_format.or(base.log_format).unwrap_or_default(),
             labels,
@@ -160,6 +171,17 @@ mod tests {
         assert_eq!(c.labels["group"], "web");
         assert_eq!(c.labels["role"], "b");
         assert_eq!(c.metrics.port(), 7602);
+    }
+
+    #[test]
+    fn the_data_directory_is_the_same_from_everywhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("w.toml");
+        std::fs::write(&file, "").unwrap();
+        let flags = Settings { data_dir: Some("here/w".into()), ..Settings::default() };
+        let c = flags.resolve(Some(&file)).unwrap();
+        assert_eq!(c.data_dir, std::env::current_dir().unwrap().join("here/w"));
+        assert_eq!(c.pid_file, c.data_dir.join("worker.pid"));
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! Writes `/cron/cronid/jobs/<ip>/<task_id>`: what each job runs now, under the
 //! worker's lease, and how its last run ended, for some minutes.
 //!
-//! The key is for people and for the leader's eyes; it decides nothing. With etcd
-//! away the latest state of each job waits here, so memory is bounded by the number
-//! of jobs.
+//! The key is for people and for the leader's eyes; it decides nothing. A single state
+//! is written at once; under load they are gathered, so that a job that runs often costs
+//! etcd little, and many go into one transaction. With etcd away the latest state of each
+//! job waits here, so memory is bounded by the number of jobs.
 
-use futures::future::join_all;
-use meepo_coord::{CoordError, Etcd, keys, lease::LeaseState, records::encode};
+use meepo_coord::{CoordError, Etcd, etcd::MAX_TXN_OPS, keys, lease::LeaseState, records::encode};
 use meepo_core::{
     api::CronId,
     id::{Name, NodeId},
@@ -25,8 +25,8 @@ use tracing::debug;
 
 /// How long the end of a run can be read at least.
 const KEPT: Duration = Duration::from_secs(300);
-/// Writes on their way at the same time.
-const IN_FLIGHT: usize = 32;
+/// Between two rounds of writes, at least.
+const GATHER: Duration = Duration::from_millis(250);
 /// How long a failed write waits before the next.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -63,15 +63,16 @@ pub async fn write(
     let mut pending: HashMap<Name, CronId> = HashMap::new();
     let mut writer = Writer { etcd, node, ended_lease: None };
     let mut bound_to = None;
-    let mut retry = Instant::now();
+    let mut next = Instant::now();
     loop {
         // Without a lease there is nothing to try: its return wakes this task.
         let may_write = lease.borrow().id().is_some() && !pending.is_empty();
+        let gathering = Instant::now() < next;
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep_until(retry), if may_write => {}
+            () = tokio::time::sleep_until(next), if gathering || may_write => {}
             changed = lease.changed() => if changed.is_err() { return Ok(()) },
-            () = board.posted.notified() => {}
+            () = board.posted.notified(), if !gathering => {}
         }
         for (job, id) in board.take() {
             if id.state.is_final() {
@@ -89,14 +90,15 @@ pub async fn write(
                 pending.entry(job.clone()).or_insert_with(|| cronid.clone());
             }
         }
-        if retry <= Instant::now() {
+        if next <= Instant::now() && !pending.is_empty() {
             let flushed = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 flushed = writer.flush(id, &mut pending) => flushed,
             };
+            next = Instant::now() + GATHER;
             if let Err(e) = flushed {
                 debug!(error = %e, "cannot write what runs, will try again");
-                retry = Instant::now() + RETRY;
+                next = Instant::now() + RETRY;
             }
         }
     }
@@ -116,31 +118,22 @@ impl Writer {
         lease: i64,
         pending: &mut HashMap<Name, CronId>,
     ) -> Result<(), CoordError> {
-        let ended = match pending.values().any(|id| id.state.is_final()) {
-            true => self.ended_lease().await?,
-            false => 0,
-        };
-        while !pending.is_empty() {
-            let some: Vec<Name> = pending.keys().take(IN_FLIGHT).cloned().collect();
-            let etcd = &self.etcd;
-            let puts =
-                some.into_iter().filter_map(|job| pending.remove_entry(&job)).map(|(job, id)| {
-                    let key = keys::cronid(&self.node, &job);
-                    let lease = if id.state.is_final() { ended } else { lease };
-                    async move {
-                        let result = etcd.put(&key, encode(&id), Some(lease)).await;
-                        (job, id, result)
-                    }
-                });
-            let mut failed = None;
-            for (job, id, result) in join_all(puts.collect::<Vec<_>>()).await {
-                if let Err(e) = result {
-                    pending.insert(job, id);
-                    failed = Some(e);
+        for ended in [false, true] {
+            loop {
+                let wanted = pending.iter().filter(|(_, id)| id.state.is_final() == ended);
+                let some: Vec<Name> =
+                    wanted.map(|(job, _)| job.clone()).take(MAX_TXN_OPS).collect();
+                if some.is_empty() {
+                    break;
                 }
-            }
-            if let Some(e) = failed {
-                return Err(e);
+                let lease = if ended { self.ended_lease().await? } else { lease };
+                let entries = some.iter().filter_map(|job| {
+                    Some((keys::cronid(&self.node, job), encode(pending.get(job)?)))
+                });
+                self.etcd.put_all("states of jobs", entries, lease).await?;
+                for job in &some {
+                    pending.remove(job);
+                }
             }
         }
         Ok(())

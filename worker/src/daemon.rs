@@ -4,7 +4,7 @@
 //! The pid file is locked for as long as the worker lives, so a stale file of a worker
 //! that was killed misleads nobody: not the number in it decides but the lock.
 
-use crate::worker::LONGEST_SHUTDOWN;
+use crate::{process::RUN_VARIABLE, worker::LONGEST_SHUTDOWN};
 use anyhow::{Context, bail};
 use nix::{
     fcntl::{Flock, FlockArg},
@@ -14,7 +14,7 @@ use nix::{
 use std::{
     fs::{File, OpenOptions},
     io::{Read, Seek, Write},
-    os::unix::{fs::OpenOptionsExt, process::CommandExt},
+    os::unix::fs::OpenOptionsExt,
     path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -49,9 +49,10 @@ impl PidFile {
         loop {
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(mut lock) => {
-                    lock.set_len(0)?;
-                    lock.rewind()?;
-                    writeln!(lock, "{}", std::process::id())?;
+                    lock.set_len(0)
+                        .and_then(|()| lock.rewind())
+                        .and_then(|()| writeln!(lock, "{}", std::process::id()))
+                        .with_context(|| format!("cannot write {}", path.display()))?;
                     return Ok(Self { _lock: lock });
                 }
                 Err((unlocked, _)) if Instant::now() < deadline => {
@@ -125,7 +126,20 @@ pub fn running(path: &Path) -> anyhow::Result<Option<i32>> {
     }
 }
 
-/// Starts `run` with the same arguments in the background and waits until it holds the
+/// The command that [`start`] gives its worker: `run`, after [`leave_session`].
+pub const DAEMON_COMMAND: &str = "__daemon";
+
+/// Makes this process the leader of a session of its own, so that what ends whoever
+/// started it does not end it too.
+///
+/// # Errors
+/// It leads a process group.
+pub fn leave_session() -> anyhow::Result<()> {
+    nix::unistd::setsid().context("cannot lead a session")?;
+    Ok(())
+}
+
+/// Starts a worker with the same arguments in the background and waits until it holds the
 /// pid file. Its log goes to `log`.
 ///
 /// # Errors
@@ -145,12 +159,13 @@ pub fn start(pid_file: &Path, log: &Path, args: &[String]) -> anyhow::Result<i32
         .open(log)
         .with_context(|| format!("cannot open the log {}", log.display()))?;
     let mut child = Command::new(std::env::current_exe()?)
-        .arg("run")
+        .arg(DAEMON_COMMAND)
         .args(args)
+        // A job may start a worker, which then is no process of that run.
+        .env_remove(RUN_VARIABLE)
         .stdin(Stdio::null())
         .stdout(file.try_clone()?)
         .stderr(file)
-        .process_group(0)
         .spawn()
         .context("cannot start the worker")?;
     let pid = i32::try_from(child.id())?;
@@ -169,22 +184,40 @@ pub fn start(pid_file: &Path, log: &Path, args: &[String]) -> anyhow::Result<i32
 }
 
 /// Asks the worker to end and waits until it has. Answers its pid, or `None` if none
-/// ran.
+/// ran. With `drain` it first takes nothing new and may let what runs end, for that
+/// long; the signal for that is SIGUSR1.
 ///
 /// # Errors
 /// When it may not be signalled or does not end in time.
-pub fn stop(pid_file: &Path) -> anyhow::Result<Option<i32>> {
+pub fn stop(pid_file: &Path, drain: Option<Duration>) -> anyhow::Result<Option<i32>> {
     let Some(pid) = running(pid_file)? else { return Ok(None) };
-    kill(Pid::from_raw(pid), Signal::SIGTERM)
-        .with_context(|| format!("cannot signal the worker with pid {pid}"))?;
-    let deadline = Instant::now() + STOP_PATIENCE;
+    let signal = |signal| {
+        kill(Pid::from_raw(pid), signal)
+            .with_context(|| format!("cannot signal the worker with pid {pid}"))
+    };
+    if let Some(patience) = drain {
+        signal(Signal::SIGUSR1)?;
+        if gone(pid_file, pid, patience)? {
+            return Ok(Some(pid));
+        }
+    }
+    signal(Signal::SIGTERM)?;
+    if gone(pid_file, pid, STOP_PATIENCE)? {
+        return Ok(Some(pid));
+    }
+    bail!("the worker with pid {pid} did not end within {STOP_PATIENCE:?}")
+}
+
+/// Waits until a worker has gone; answers whether it did in time.
+fn gone(pid_file: &Path, pid: i32, patience: Duration) -> anyhow::Result<bool> {
+    let began = Instant::now();
     while running(pid_file)? == Some(pid) {
-        if Instant::now() >= deadline {
-            bail!("the worker with pid {pid} did not end within {STOP_PATIENCE:?}");
+        if began.elapsed() >= patience {
+            return Ok(false);
         }
         std::thread::sleep(STEP);
     }
-    Ok(Some(pid))
+    Ok(true)
 }
 
 #[cfg(test)]

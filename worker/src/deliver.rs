@@ -4,9 +4,11 @@
 //! batches to the leading master, so that hosts hold no credentials.
 
 use crate::{
+    failpoint::{self, Place},
     link::MasterLink,
     metrics::Metrics,
-    state::{SpoolItem, State},
+    state::{Batch, SpoolItem, State, StateError},
+    vitals::Delivery,
 };
 use anyhow::anyhow;
 use meepo_coord::records;
@@ -21,10 +23,15 @@ use tracing::{error, info, warn};
 
 /// Items and bytes in one batch.
 const BATCH: (usize, usize) = (512, 1 << 20);
-/// How long the first item of a batch waits for others.
-const LINGER: Duration = Duration::from_millis(10);
-/// Batches that follow each other faster than this are gathered.
+/// Batches that follow each other faster than this are gathered …
 const BUSY: Duration = Duration::from_millis(100);
+/// … for this long, as somebody may wait for just this one …
+const LINGER: Duration = Duration::from_millis(10);
+/// … or for this long, when the last one held as many as [`MANY`]: each batch costs a
+/// flush to disk here and one at the log store.
+const LONG_LINGER: Duration = Duration::from_millis(50);
+/// See [`LONG_LINGER`].
+const MANY: u64 = 16;
 /// Longest time one batch may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -42,56 +49,66 @@ pub async fn deliver(
     sink: Arc<Sink>,
     node: NodeId,
     metrics: Arc<Metrics>,
+    delivery: Arc<Delivery>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut stats = state.spool_changes();
     let mut backoff = Backoff::new(Duration::from_secs(30));
     let mut failing = false;
-    let mut last = Instant::now();
+    let (mut last, mut linger) = (Instant::now(), LINGER);
+    let mut pump = Pump { state, sink, node, delivered: None };
     loop {
         tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            filled = stats.wait_for(|s| s.items > 0) => if filled.is_err() { return Ok(()) },
+            () = stop.cancelled() => break,
+            filled = stats.wait_for(|s| s.items > 0) => if filled.is_err() { break },
         }
         // After a pause somebody may wait for just this; in a stream of them it pays to
         // gather.
         if !failing && last.elapsed() < BUSY {
-            tokio::time::sleep(LINGER).await;
+            tokio::time::sleep(linger).await;
         }
         let delivered = tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            d = batch(&state, &sink, &node) => d,
+            () = stop.cancelled() => break,
+            d = pump.next() => d,
         };
         last = Instant::now();
-        observe(&state, &metrics);
         match delivered {
             Ok(n) => {
-                if failing {
+                if delivery.tried(Ok(())) {
                     info!("the log store takes records again");
                 }
                 failing = false;
                 backoff.reset();
+                linger = if n < MANY { LINGER } else { LONG_LINGER };
                 metrics.delivered.inc_by(n);
             }
             Err(e) => {
                 failing = true;
                 metrics.delivery_errors.inc();
+                // What the state refuses is told by the disk's own watch.
+                if e.downcast_ref::<StateError>().is_none() {
+                    delivery.tried(Err(format!("{e:#}")));
+                }
                 let wait = backoff.next_wait();
                 warn!(error = format!("{e:#}"), ?wait, "cannot deliver records, will try again");
                 tokio::select! {
-                    () = stop.cancelled() => return Ok(()),
+                    () = stop.cancelled() => break,
                     () = tokio::time::sleep(wait) => {}
                 }
             }
         }
     }
+    // Otherwise it is delivered once more in the next life, which does no harm.
+    Ok(pump.acknowledge().await?)
 }
 
 /// Delivers what is there within `deadline`, for shutdown.
-pub async fn flush(state: &State, sink: &Sink, node: &NodeId, deadline: Duration) {
+pub async fn flush(state: &State, sink: &Arc<Sink>, node: &NodeId, deadline: Duration) {
     let all = async {
+        let mut pump =
+            Pump { state: state.clone(), sink: sink.clone(), node: node.clone(), delivered: None };
         while state.spool_stats().items > 0 {
-            batch(state, sink, node).await?;
+            pump.next().await?;
         }
         anyhow::Ok(())
     };
@@ -104,18 +121,31 @@ pub async fn flush(state: &State, sink: &Sink, node: &NodeId, deadline: Duration
     }
 }
 
-async fn batch(state: &State, sink: &Sink, node: &NodeId) -> anyhow::Result<u64> {
-    let batch = state.peek(BATCH.0, BATCH.1).await?;
-    let (n, last_id) = (batch.items.len() as u64, batch.last_id);
-    if batch.unreadable > 0 {
-        warn!(items = batch.unreadable, "spooled items cannot be read and are dropped");
-    }
-    if n > 0 {
-        match within(send(sink, node, &batch.items)).await {
+/// Takes batches out of the spool and hands them on.
+struct Pump {
+    state: State,
+    sink: Arc<Sink>,
+    node: NodeId,
+    /// Delivered and not acknowledged yet: that is done together with the next look at
+    /// the spool.
+    delivered: Option<Batch>,
+}
+
+impl Pump {
+    /// Delivers the next batch; answers how many items it held.
+    async fn next(&mut self) -> anyhow::Result<u64> {
+        let batch = self.state.ack_and_peek(self.delivered.as_ref(), BATCH.0, BATCH.1).await?;
+        self.delivered = None;
+        let n = batch.items.len() as u64;
+        if batch.unreadable > 0 {
+            warn!(items = batch.unreadable, "spooled items cannot be read and are dropped");
+        }
+        reach(Place::Delivering, &batch.items);
+        match self.send(&batch.items).await {
             Err(Failure::Refused(reason)) if n > 1 => {
                 warn!(reason, "a batch was refused, delivering its items one by one");
                 for item in &batch.items {
-                    match within(send(sink, node, std::slice::from_ref(item))).await {
+                    match self.send(std::slice::from_ref(item)).await {
                         Ok(()) => {}
                         Err(Failure::Refused(reason)) => lose(item, &reason),
                         Err(Failure::Later(e)) => return Err(e),
@@ -127,11 +157,35 @@ async fn batch(state: &State, sink: &Sink, node: &NodeId) -> anyhow::Result<u64>
             Err(Failure::Later(e)) => return Err(e),
             Ok(()) => {}
         }
+        reach(Place::Delivered, &batch.items);
+        self.delivered = (batch.last_id > 0).then_some(batch);
+        Ok(n)
     }
-    if last_id > 0 {
-        state.ack(last_id).await?;
+
+    async fn send(&self, items: &[SpoolItem]) -> Result<(), Failure> {
+        if items.is_empty() {
+            return Ok(());
+        }
+        within(send(&self.sink, &self.node, items)).await
     }
-    Ok(n)
+
+    async fn acknowledge(&mut self) -> Result<(), StateError> {
+        match self.delivered.take() {
+            Some(batch) => self.state.ack(&batch).await,
+            None => Ok(()),
+        }
+    }
+}
+
+/// See [`failpoint`]: for each run whose end is among `items`.
+fn reach(place: Place, items: &[SpoolItem]) {
+    for item in items {
+        if let SpoolItem::Record(r) = item
+            && r.state.is_final()
+        {
+            failpoint::reach(place, r.job.as_ref());
+        }
+    }
 }
 
 fn lose(item: &SpoolItem, reason: &str) {
@@ -204,11 +258,4 @@ fn encode(item: &SpoolItem) -> pb::Item {
         }),
     };
     pb::Item { item: Some(item) }
-}
-
-fn observe(state: &State, metrics: &Metrics) {
-    let stats = state.spool_stats();
-    metrics.spool_items.set(i64::try_from(stats.items).unwrap_or(i64::MAX));
-    metrics.spool_bytes.set(i64::try_from(stats.bytes).unwrap_or(i64::MAX));
-    metrics.spool_dropped.set(i64::try_from(stats.dropped_chunks).unwrap_or(i64::MAX));
 }

@@ -1,16 +1,23 @@
 //! The life of one run, from its durable beginning to its durable end.
 //!
 //! ```text
-//! journal + cursor → process → output to the
-//! spool as it comes → end: journal closed and record spooled in one transaction
+//! journal + cursor → process → output to the spool as it comes →
+//! end: journal closed and record spooled in one transaction
 //! ```
 
 use crate::{
     cronid,
+    drain::Asked,
+    failpoint::{self, Place},
+    http_run::{Call, Requests},
     metrics::Metrics,
-    process::{Command, Ended, KillReason, Runner},
+    process::{
+        Cgroups, Command, Control, Ended, KillReason, Leftovers, OutputHub, Runner, RunnerOptions,
+        Running, Surviving,
+    },
     registry::Registry,
-    state::{Begin, Queued, SpoolItem, State, StateError, StateProblem},
+    spooling,
+    state::{Begin, Queued, SpoolItem, State, StateError, StateOptions, StateProblem, WaitEntry},
 };
 use jiff::Timestamp;
 use meepo_coord::Etcd;
@@ -18,73 +25,30 @@ use meepo_core::{
     api::CronId,
     code::Code,
     id::{Name, NodeId, RunId},
-    job::Assignment,
+    job::Executor,
     run::{Cause, RunRecord, RunState, to_millis},
 };
 use meepo_runtime::backoff::Backoff;
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use tokio::{runtime::Handle, sync::watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-/// What a run needs to start.
-#[derive(Debug, Clone)]
-pub struct Plan {
-    /// Its id.
-    pub run_id: RunId,
-    /// The job; none for synchronous commands.
-    pub job: Option<Name>,
-    /// What to run and how.
-    pub assignment: Arc<Assignment>,
-    /// The scheduled instant, or the submission.
-    pub slot: Timestamp,
-    /// Why.
-    pub cause: Cause,
-    /// The fencing token, once claimed.
-    pub fence: Option<i64>,
-}
+pub use crate::plan::Plan;
 
-impl Plan {
-    /// The record of a run that has only just been decided on.
-    pub fn record(&self, node: &NodeId) -> RunRecord {
-        RunRecord {
-            run_id: self.run_id,
-            job: self.job.clone(),
-            node: node.clone(),
-            slot: to_millis(self.slot),
-            attempt: 1,
-            cause: self.cause,
-            executor: self.assignment.executor,
-            cmd: self.assignment.cmd.clone(),
-            state: RunState::Running,
-            code: Code::OK,
-            message: None,
-            exit_code: None,
-            signal: None,
-            fence: self.fence,
-            pid: None,
-            started_at: None,
-            ended_at: None,
-            output_bytes: 0,
-            dropped_bytes: 0,
-        }
-    }
+/// A run that ends within this time is told of once, by its end: most commands are over
+/// by then, and each telling costs a write here, one in etcd and one in the log store.
+/// Should the worker die before it has noted a process, recovery finds the process by
+/// its environment.
+const BRIEF: Duration = Duration::from_millis(100);
 
-    /// The record of a run that never got a process.
-    pub fn not_run(
-        &self,
-        node: &NodeId,
-        state: RunState,
-        code: Code,
-        message: Option<String>,
-    ) -> RunRecord {
-        RunRecord {
-            state,
-            code,
-            message,
-            ended_at: Some(to_millis(Timestamp::now())),
-            ..self.record(node)
-        }
-    }
+/// A run that is over.
+#[derive(Debug)]
+pub struct Over {
+    /// Its final record.
+    pub record: Arc<RunRecord>,
+    /// What was promised with its end.
+    pub next: Option<WaitEntry>,
 }
 
 /// Runs plans. Shared by everything in the worker.
@@ -95,14 +59,22 @@ pub struct Engine {
     pub state: State,
     /// Starts processes.
     pub runner: Runner,
+    /// Makes requests.
+    pub requests: Requests,
+    /// Starts those that survive this worker.
+    pub surviving: Surviving,
     /// Runs by id.
     pub registry: Registry,
     /// Where states for etcd go.
     pub cronid: Arc<cronid::Board>,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// Whether the node takes nothing new.
+    pub drain: watch::Receiver<Asked>,
     /// For requests that have served.
     pub etcd: Etcd,
+    /// Where tasks that wait for others live, whoever starts them.
+    pub tasks: Handle,
     /// Cancelled when the worker shuts down.
     pub stop: CancellationToken,
 }
@@ -111,10 +83,13 @@ impl Engine {
     /// Sends the beginning of a run to the journal. Beginnings take effect in the order
     /// in which they are sent, so cursors never move past a run that is yet to begin.
     pub async fn begin(&self, plan: &Plan) -> Result<Queued<Begin>, StateError> {
+        failpoint::reach(Place::Decided, plan.job.as_ref());
         let record = plan.record(&self.node);
-        // A claimed slot is guarded by the claim.
+        // A claimed slot is guarded by the claim, a further attempt by its wait.
         let cursor = match (&plan.job, plan.cause, plan.fence) {
-            (Some(job), Cause::Schedule | Cause::Misfire | Cause::Reboot, None) => {
+            (Some(job), Cause::Schedule | Cause::Misfire | Cause::Reboot, None)
+                if plan.attempt == 1 =>
+            {
                 Some((job.clone(), record.slot))
             }
             _ => None,
@@ -123,21 +98,36 @@ impl Engine {
         self.state.begin_run_queued(&record, cursor).await
     }
 
+    /// Whether nothing is to be started at the moment: the node is drained, or its disk
+    /// refuses writes.
+    pub fn holds(&self) -> bool {
+        self.drain.borrow().drain().is_some() || self.state.refuses()
+    }
+
+    /// The disk has refused the beginning of a run: it may begin later.
+    pub fn refused(&self, run_id: RunId) {
+        self.metrics.refused.inc();
+        self.registry.forget(run_id);
+    }
+
     /// Runs a plan whose beginning was sent, to its end. `request` is the key in etcd
-    /// that asked for it: taken back once the run has durably begun. Answers the final
-    /// record, or `None` when the run or its slot was begun in an earlier life.
+    /// that asked for it: taken back once the run has durably begun. `next` is asked for
+    /// a further attempt when the run has ended; what it promises is durable together
+    /// with the end. Answers `None` when the run or its slot was begun in an earlier life.
     pub async fn execute(
         &self,
         plan: Plan,
         begun: Result<Queued<Begin>, StateError>,
         request: Option<String>,
-    ) -> Option<Arc<RunRecord>> {
+        next: impl FnOnce(&RunRecord) -> Option<WaitEntry>,
+    ) -> Option<Over> {
         let begun = match begun {
             Ok(queued) => queued.await,
             Err(e) => Err(e),
         };
         match begun {
             Ok(Begin::New) => {
+                failpoint::reach(Place::Begun, plan.job.as_ref());
                 if let Some(key) = request {
                     self.delete_key(key);
                 }
@@ -157,50 +147,119 @@ impl Engine {
             }
             Err(e) => {
                 // Without a durable beginning the run might be started twice: it is not
-                // started at all. There is nowhere to keep a record of this but the log;
-                // a request stays in etcd and is tried again.
-                error!(run_id = %plan.run_id, job = ?plan.job, error = %e, "cannot begin the run");
+                // started at all. There is nowhere to keep a record of this; the disk's own
+                // watch logs it once. A request stays in etcd and is tried again.
+                debug!(run_id = %plan.run_id, job = ?plan.job, error = %e, "cannot begin the run");
                 self.metrics.refused.inc();
                 let message = format!("the worker cannot write its journal: {e}");
                 let (state, code) = (RunState::Failed, Code::CANNOT_START);
                 let record = Arc::new(plan.not_run(&self.node, state, code, Some(message)));
                 self.registry.ended(record.clone());
-                return Some(record);
+                return Some(Over { record, next: None });
             }
         }
         let mut record = plan.record(&self.node);
-        let ended = self.run(&plan, &mut record).await;
-        Some(self.finish(record, ended).await)
+        if plan.assignment.executor == Executor::Http {
+            let ended = self.request(&plan, &mut record).await;
+            return Some(self.finish(record, ended, next, false).await);
+        }
+        match self.start(&plan).await {
+            Ok(running) => {
+                failpoint::reach(Place::Spawned, plan.job.as_ref());
+                self.metrics.started.inc();
+                self.attend(record, running, next).await
+            }
+            Err(ended) => {
+                let survives = plan.assignment.survive_restart;
+                Some(self.finish(record, ended, next, survives).await)
+            }
+        }
     }
 
-    /// From the durable beginning to the end of the process.
-    async fn run(&self, plan: &Plan, record: &mut RunRecord) -> Ended {
-        let mut running = match self.runner.spawn(plan.run_id, self.command(plan)).await {
-            Ok(running) => running,
-            Err(e) => return e.ended(to_millis(Timestamp::now())),
-        };
-        self.metrics.started.inc();
-        record.pid = Some(running.pid);
-        record.started_at = Some(running.started_at);
-        self.registry.started(record, running.control.clone(), running.output.clone());
-        if let Err(e) = self.note_started(record, running.pid_start_time).await {
-            // The journal knows the run without its pid: after a crash it is reported
-            // lost, but a process left over could not be found.
-            warn!(run_id = %plan.run_id, error = %e, "cannot note the process in the journal");
+    /// Starts the process of a run that has durably begun.
+    async fn start(&self, plan: &Plan) -> Result<Running, Ended> {
+        let (run_id, command) = (plan.run_id, self.command(plan));
+        if plan.assignment.survive_restart {
+            return self.surviving.start(run_id, plan.assignment.clone(), command).await;
         }
-        self.publish(record);
-        let mut output = running.output.follow(0);
-        let spooling = async {
-            while let Some(chunks) = output.next().await {
-                if let Err(e) = self.state.spool_output(&chunks).await {
-                    self.metrics.spool_errors.inc();
-                    warn!(run_id = %plan.run_id, error = %e, "output lost: cannot write the spool");
-                }
+        let started = self.runner.spawn(run_id, command).await;
+        started.map_err(|e| e.ended(to_millis(Timestamp::now())))
+    }
+
+    /// Attends a run whose process was started, now or in an earlier life of the worker, to
+    /// its durable end. Answers `None` if it survives this worker, which ends before it.
+    /// `next` as in [`execute`](Self::execute).
+    pub async fn attend(
+        &self,
+        mut record: RunRecord,
+        mut running: Running,
+        next: impl FnOnce(&RunRecord) -> Option<WaitEntry>,
+    ) -> Option<Over> {
+        let survives = running.control.survives();
+        let gone = async {
+            match survives {
+                true => self.stop.cancelled().await,
+                false => std::future::pending().await,
             }
         };
-        tokio::join!(running.wait(), spooling).0
+        record.pid = Some(running.pid);
+        record.started_at = Some(running.started_at);
+        let (control, output) = (running.control.clone(), running.output.clone());
+        let began = running.pid_start_time;
+        let ended = tokio::select! {
+            () = gone => return None,
+            ended = self.accompany(&record, began, control, output, running.wait()) => ended,
+        };
+        Some(self.finish(record, ended, next, survives).await)
     }
 
+    async fn request(&self, plan: &Plan, record: &mut RunRecord) -> Ended {
+        let a = &plan.assignment;
+        let request = a.http.clone().unwrap_or_default();
+        let timeout = a.timeout.map(Into::into);
+        let output = (a.output_limit(), a.output_keep);
+        let call = Call::new(&a.cmd, request, self.facts(plan), timeout, output);
+        let running = match call {
+            Ok(call) => self.requests.start(plan.run_id, call),
+            Err(e) => return Ended::not_started(e.to_string(), Timestamp::now()),
+        };
+        self.metrics.started.inc();
+        record.started_at = Some(running.started_at);
+        let (control, output) = (running.control.clone(), running.output.clone());
+        self.accompany(record, None, control, output, running.wait()).await
+    }
+
+    /// Makes a run known that has started, and keeps its output until it ends. `began` is
+    /// the start time of its process.
+    async fn accompany(
+        &self,
+        record: &RunRecord,
+        began: Option<u64>,
+        control: Control,
+        output: OutputHub,
+        end: impl Future<Output = Ended>,
+    ) -> Ended {
+        self.registry.started(record, control, output.clone());
+        let spooling = spooling::output(&self.state, output.follow(0), &self.metrics);
+        let running = async {
+            let (mut ended, lost) = tokio::join!(end, spooling);
+            ended.dropped_bytes += lost;
+            ended
+        };
+        tokio::pin!(running);
+        tokio::select! {
+            ended = &mut running => return ended,
+            () = tokio::time::sleep(BRIEF) => {}
+        }
+        if let Err(e) = self.note_started(record, began).await {
+            // The journal knows the run without its pid; see `recover`.
+            warn!(run_id = %record.run_id, error = %e, "cannot note the process in the journal");
+        }
+        self.publish(record);
+        running.await
+    }
+
+    /// Tells the journal and the log store that a run goes on.
     async fn note_started(&self, record: &RunRecord, start: Option<u64>) -> Result<(), StateError> {
         self.state.spool_later(&[SpoolItem::Record(record.clone())]).await?;
         if let (Some(pid), Some(start)) = (record.pid, start) {
@@ -209,18 +268,20 @@ impl Engine {
         Ok(())
     }
 
-    async fn finish(&self, mut record: RunRecord, ended: Ended) -> Arc<RunRecord> {
-        record.state = ended.state;
-        record.code = ended.code;
-        record.exit_code = ended.exit_code;
-        record.signal = ended.signal;
-        record.message = ended.message;
-        record.ended_at = Some(ended.ended_at);
-        record.output_bytes = ended.output_bytes;
-        record.dropped_bytes = ended.dropped_bytes;
+    async fn finish(
+        &self,
+        mut record: RunRecord,
+        ended: Ended,
+        next: impl FnOnce(&RunRecord) -> Option<WaitEntry>,
+        survives: bool,
+    ) -> Over {
+        failpoint::reach(Place::Exited, record.job.as_ref());
+        ended.enter(&mut record);
         self.metrics.ended(record.state);
-        let durable = match self.state.end_run(&record).await {
+        let next = next(&record);
+        let durable = match self.state.end_run_with(&record, next.as_ref()).await {
             Ok(refused) => {
+                failpoint::reach(Place::Ended, record.job.as_ref());
                 record.dropped_bytes += refused;
                 Ok(())
             }
@@ -230,38 +291,51 @@ impl Engine {
         self.publish(&record);
         let record = Arc::new(record);
         self.registry.ended(record.clone());
-        if let Err(e) = durable {
-            self.end_later(&record, e).await;
+        let recorded = match durable {
+            Ok(()) => true,
+            Err(e) => self.end_later(&record, next.as_ref(), e).await,
+        };
+        if survives && recorded {
+            self.surviving.forget(record.run_id).await;
         }
-        record
+        Over { record, next }
     }
 
-    /// Tries to record the end of a run until it succeeds. Should the worker end before,
-    /// the run stays in the journal and counts as lost in its next life.
-    async fn end_later(&self, record: &RunRecord, mut error: StateError) {
+    /// Tries to record the end of a run until it succeeds, and answers whether it has.
+    /// Should the worker end before, the run stays in the journal and counts as lost in its
+    /// next life, unless it survives.
+    async fn end_later(
+        &self,
+        record: &RunRecord,
+        next: Option<&WaitEntry>,
+        mut error: StateError,
+    ) -> bool {
         let mut backoff = Backoff::new(Duration::from_secs(5));
         while error.problem != StateProblem::Closed {
             self.metrics.spool_errors.inc();
             let (run_id, wait) = (record.run_id, backoff.next_wait());
-            error!(%run_id, %error, ?wait, "cannot record the end of the run, will try again");
+            debug!(%run_id, %error, ?wait, "cannot record the end of the run, will try again");
             tokio::select! {
-                () = self.stop.cancelled() => return,
+                () = self.stop.cancelled() => return false,
                 () = tokio::time::sleep(wait) => {}
             }
-            match self.state.end_run(record).await {
-                Ok(_) => return,
+            match self.state.end_run_with(record, next).await {
+                Ok(_) => return true,
                 Err(e) => error = e,
             }
         }
+        false
     }
 
     /// Records runs that never got a process, and moves the job's cursor, without
-    /// waiting for the disk; in order with [`Engine::begin`].
+    /// waiting for the disk; in order with [`Engine::begin`]. What a disk refuses is
+    /// tried again until it takes it.
     pub async fn settle(&self, records: &[RunRecord], cursor: Option<(Name, Timestamp)>) {
         for r in records {
             self.metrics.ended(r.state);
         }
-        if let Err(e) = self.state.note_runs_later(records, cursor).await {
+        let sent = spooling::settle(&self.state, records, cursor, &self.tasks, &self.stop);
+        if let Err(e) = sent.await {
             self.metrics.spool_errors.inc();
             error!(error = %e, "cannot record slots that were not run");
         }
@@ -271,25 +345,26 @@ impl Engine {
     /// then deletes the key.
     pub fn turn_down(self: &Arc<Self>, record: RunRecord, key: String) {
         let this = self.clone();
-        tokio::spawn(async move {
-            match this.state.note_runs(std::slice::from_ref(&record), None).await {
-                Ok(_) => {
-                    this.metrics.ended(record.state);
-                    this.delete_key(key);
-                }
-                // The key stays, and with it the request.
-                Err(e) => {
-                    this.metrics.spool_errors.inc();
-                    error!(run_id = %record.run_id, error = %e, "cannot record what was not run");
+        self.tasks.spawn(async move {
+            let mut backoff = Backoff::new(Duration::from_secs(5));
+            // The key stays meanwhile, and with it the request, should the worker end.
+            while let Err(e) = this.state.note_runs(std::slice::from_ref(&record), None).await {
+                this.metrics.spool_errors.inc();
+                error!(run_id = %record.run_id, error = %e, "cannot record what was not run");
+                tokio::select! {
+                    () = this.stop.cancelled() => return,
+                    () = tokio::time::sleep(backoff.next_wait()) => {}
                 }
             }
+            this.metrics.ended(record.state);
+            this.delete_key(key);
         });
     }
 
     /// Deletes a key that has served, trying until etcd answers.
     pub fn delete_key(&self, key: String) {
         let (etcd, stop) = (self.etcd.clone(), self.stop.clone());
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             let mut backoff = Backoff::new(Duration::from_secs(5));
             while let Err(e) = etcd.delete(&key).await {
                 debug!(key, error = %e, "cannot delete a key, will try again");
@@ -319,22 +394,23 @@ impl Engine {
         self.cronid.post(job.clone(), id);
     }
 
-    fn command(&self, plan: &Plan) -> Command {
-        let a = &plan.assignment;
-        let mut env: BTreeMap<String, String> = [
+    /// What a run is told of itself, by the names of environment variables.
+    fn facts(&self, plan: &Plan) -> Vec<(&'static str, String)> {
+        let mut facts = vec![
             ("MEEPO_RUN_ID", plan.run_id.to_string()),
             ("MEEPO_NODE", self.node.to_string()),
             ("MEEPO_SLOT", to_millis(plan.slot).to_string()),
-            ("MEEPO_ATTEMPT", "1".to_owned()),
-        ]
-        .map(|(k, v)| (k.to_owned(), v))
-        .into();
-        if let Some(job) = &plan.job {
-            env.insert("MEEPO_JOB".into(), job.to_string());
-        }
-        if let Some(fence) = plan.fence {
-            env.insert("MEEPO_FENCE".into(), fence.to_string());
-        }
+            ("MEEPO_ATTEMPT", plan.attempt.to_string()),
+        ];
+        facts.extend(plan.job.as_ref().map(|job| ("MEEPO_JOB", job.to_string())));
+        facts.extend(plan.fence.or(plan.permit).map(|fence| ("MEEPO_FENCE", fence.to_string())));
+        facts
+    }
+
+    fn command(&self, plan: &Plan) -> Command {
+        let a = &plan.assignment;
+        let facts = self.facts(plan).into_iter();
+        let mut env: BTreeMap<_, _> = facts.map(|(k, v)| (k.to_owned(), v)).collect();
         env.extend(a.env.clone());
         Command {
             executor: a.executor,
@@ -343,65 +419,46 @@ impl Engine {
             env,
             cwd: a.cwd.as_ref().map(PathBuf::from),
             user: a.user.clone(),
+            group: a.group.clone(),
+            umask: a.umask,
+            nice: a.nice,
+            rlimits: a.rlimits,
+            session: a.session,
+            cgroup: a.cgroup,
+            kill: a.kill_plan.as_ref().map(Into::into).unwrap_or_default(),
             stdin: a.stdin.clone(),
             timeout: a.timeout.map(Into::into),
             output_limit: a.output_limit(),
-            ..Command::new(a.executor, a.cmd.clone())
+            output_keep: a.output_keep,
         }
     }
 }
 
-#[cfg(test)]
 impl Engine {
-    /// An engine with its files in `dir` and an etcd that never answers.
-    pub(crate) async fn in_dir(dir: &std::path::Path) -> Arc<Self> {
-        use crate::{process::RunnerOptions, state::StateOptions};
-        Arc::new(Self {
-            node: Name::new("127.0.0.9").unwrap(),
-            state: State::open(&StateOptions::new(dir)).unwrap(),
-            runner: Runner::new(RunnerOptions::default()).unwrap(),
+    /// An engine without a cluster, for tests and benchmarks: its files are in `dir`, and
+    /// its etcd never answers. Errors: the files cannot be made.
+    pub async fn alone(node: NodeId, dir: &std::path::Path) -> anyhow::Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            node,
+            state: State::open(&StateOptions::new(dir))?,
+            runner: Runner::new(RunnerOptions::default())?,
+            requests: Requests::default(),
+            surviving: Surviving::new(dir, None, Leftovers::new(Cgroups::new(None, dir))),
             registry: Registry::default(),
             cronid: Arc::default(),
             metrics: Arc::default(),
-            etcd: Etcd::connect(&["http://127.0.0.1:1".into()]).await.unwrap(),
+            drain: watch::channel(Asked::default()).1,
+            etcd: Etcd::connect(&["http://127.0.0.1:1".into()]).await?,
+            tasks: Handle::current(),
             stop: CancellationToken::new(),
-        })
+        }))
+    }
+
+    #[cfg(test)]
+    pub(crate) async fn in_dir(dir: &std::path::Path) -> Arc<Self> {
+        Self::alone(Name::new("127.0.0.9").unwrap(), dir).await.unwrap()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn plan(slot: Timestamp) -> Plan {
-        Plan {
-            run_id: RunId(uuid::Uuid::now_v7()),
-            job: Some(Name::new("j").unwrap()),
-            assignment: Arc::new(serde_json::from_str(r#"{"cmd":"true"}"#).unwrap()),
-            slot,
-            cause: Cause::Schedule,
-            fence: None,
-        }
-    }
-
-    #[tokio::test]
-    async fn a_slot_that_is_taken_leaves_a_record_and_a_known_run_none() {
-        let dir = tempfile::tempdir().unwrap();
-        let engine = Engine::in_dir(dir.path()).await;
-        let (first, second) = (plan(Timestamp::UNIX_EPOCH), plan(Timestamp::UNIX_EPOCH));
-        for (plan, runs) in [(&first, true), (&first, false), (&second, false)] {
-            let begun = engine.begin(plan).await;
-            assert_eq!(engine.execute(plan.clone(), begun, None).await.is_some(), runs);
-        }
-        let items = engine.state.peek(10, usize::MAX).await.unwrap().items;
-        let states: Vec<_> = items
-            .iter()
-            .filter_map(|item| match item {
-                SpoolItem::Record(r) if r.state.is_final() => Some((r.run_id, r.state)),
-                _ => None,
-            })
-            .collect();
-        let want = [(first.run_id, RunState::Success), (second.run_id, RunState::Skipped)];
-        assert_eq!(states, want);
-    }
-}
+mod tests;

@@ -57,11 +57,13 @@ mod tests {
                 job: Some(meepo_core::id::Name::new("j").unwrap()),
                 assignment: Arc::new(serde_json::from_str(r#"{"cmd":"sleep 600"}"#).unwrap()),
                 slot: Timestamp::UNIX_EPOCH,
+                attempt: 1,
                 cause: Cause::Trigger,
                 fence,
+                permit: None,
             };
             let (id, begun, engine) = (plan.run_id, engine.begin(&plan).await, engine.clone());
-            (id, tokio::spawn(async move { engine.execute(plan, begun, None).await }))
+            (id, tokio::spawn(async move { engine.execute(plan, begun, None, |_| None).await }))
         };
         let ((_, claimed), (own, goes_on)) = (run(Some(1)).await, run(None).await);
         let (_lease, lost) = watch::channel(LeaseState::None);
@@ -69,7 +71,7 @@ mod tests {
         let ttl = Duration::from_millis(50);
         let guarding = tokio::spawn(guard(engine.clone(), lost, ttl, stop.clone()));
         let ended = tokio::time::timeout(Duration::from_secs(30), claimed).await;
-        let ended = ended.unwrap().unwrap().unwrap();
+        let ended = ended.unwrap().unwrap().unwrap().record;
         assert_eq!((ended.state, ended.code), (RunState::Killed, Code::ETCD));
         assert!(ended.message.as_ref().unwrap().contains("lost its lease"), "{ended:?}");
         assert_eq!(engine.registry.active(), [own]);

@@ -1,7 +1,12 @@
 //! The node's records in etcd: `/agent/health/<ip>` under the worker's lease and
 //! `/meepo/nodes/<ip>` for good.
 
-use crate::{agent::Status, facts, progress::Progress};
+use crate::{
+    agent::Status,
+    drain::{self, Stage},
+    facts,
+    vitals::Vitals,
+};
 use jiff::Timestamp;
 use meepo_coord::{
     Entry, Etcd,
@@ -12,10 +17,10 @@ use meepo_coord::{
 };
 use meepo_core::{
     id::NodeId,
-    node::{Health, NodeRecord},
+    node::{Health, MAX_PROBLEMS, NodeRecord, Problem},
 };
 use meepo_runtime::backoff::Backoff;
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -27,8 +32,11 @@ const GATHER: Duration = Duration::from_millis(200);
 /// How often facts are written anew.
 const REFRESH: Duration = Duration::from_secs(300);
 
-/// How often it is checked whether the scheduler gets on, and whether a node id that
-/// another worker holds has become free.
+/// How often figures of a problem that goes on are written anew.
+const RETELL: Duration = Duration::from_secs(60);
+
+/// How often it is checked how the worker is, and whether a node id that another worker
+/// holds has become free.
 const CHECK: Duration = Duration::from_secs(10);
 const TAKEN_CHECK: Duration = Duration::from_secs(1);
 /// File in the data directory that names the instance registered last.
@@ -74,8 +82,10 @@ pub struct Publisher {
     pub lease: watch::Receiver<LeaseState>,
     /// What is held.
     pub status: watch::Receiver<Status>,
-    /// Whether the scheduler gets on.
-    pub progress: Arc<Progress>,
+    /// How the worker is.
+    pub vitals: Vitals,
+    /// How far a drain is, if there is one.
+    pub drain: watch::Receiver<Option<Stage>>,
     /// Told how it went.
     pub registration: watch::Sender<Registration>,
 }
@@ -94,17 +104,20 @@ pub async fn publish(mut p: Publisher, stop: CancellationToken) -> anyhow::Resul
     let mut bound_to = None;
     let mut again: Option<Instant> = None;
     let mut registered_at = Timestamp::now();
-    let mut trouble = None;
+    let mut refusal = p.vitals.state.refusal();
+    // What was found wrong when it was written last.
+    let mut told: (Instant, Vec<Problem>) = (Instant::now(), Vec::new());
     let file = p.data_dir.join(INSTANCE_FILE);
     // That process has ended: this one has its lock. So its record may be overwritten
     // before its lease has.
     let previous = tokio::fs::read_to_string(&file).await.unwrap_or_default();
     loop {
         let id = p.lease.borrow_and_update().id();
-        let mut status = p.status.borrow_and_update().clone();
-        let now = p.progress.trouble(Timestamp::now());
-        let changed = std::mem::replace(&mut trouble, now) != trouble;
-        status.add(trouble.as_ref());
+        let status = p.status.borrow_and_update().clone();
+        refusal.borrow_and_update();
+        let stage = *p.drain.borrow_and_update();
+        let found = p.vitals.problems(Timestamp::now());
+        let changed = news(&told.1, &found) || (told.1 != found && told.0.elapsed() > RETELL);
         let due = changed || again.is_none_or(|at| at <= Instant::now());
         if let Some(id) = id
             && (bound_to != Some(id) || due)
@@ -112,8 +125,10 @@ pub async fn publish(mut p: Publisher, stop: CancellationToken) -> anyhow::Resul
             if bound_to != Some(id) {
                 registered_at = Timestamp::now();
             }
-            match write(&p, id, registered_at, &status, previous.trim()).await {
+            let status = with(status, found.clone());
+            match write(&p, id, registered_at, &status, stage, previous.trim()).await {
                 Ok(None) => {
+                    told = (Instant::now(), found);
                     if bound_to != Some(id) {
                         info!(node = %p.me.node, "registered");
                         if let Err(e) = tokio::fs::write(&file, &p.me.instance).await {
@@ -151,6 +166,13 @@ pub async fn publish(mut p: Publisher, stop: CancellationToken) -> anyhow::Resul
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             changed = p.lease.changed() => if changed.is_err() { return Ok(()) },
+            changed = p.drain.changed() => {
+                if changed.is_err() {
+                    return Ok(());
+                }
+                again = Some(Instant::now());
+            }
+            changed = refusal.changed() => if changed.is_err() { return Ok(()) },
             changed = p.status.changed() => {
                 if changed.is_err() {
                     return Ok(());
@@ -169,6 +191,7 @@ async fn write(
     lease: i64,
     registered_at: Timestamp,
     status: &Status,
+    stage: Option<Stage>,
     previous: &str,
 ) -> anyhow::Result<Option<String>> {
     let facts = tokio::task::spawn_blocking(facts::gather).await?;
@@ -181,7 +204,7 @@ async fn write(
         extra: BTreeMap::new(),
     };
     let health = Health {
-        status: "Online".into(),
+        status: drain::status(stage).into(),
         version: VERSION.into(),
         instance: me.instance.clone(),
         started_at: Some(me.started_at),
@@ -190,6 +213,8 @@ async fn write(
         jobs: status.jobs,
         problems: status.problems.clone(),
         problems_total: status.problems_total,
+        drain_requested_at: stage.map(|s| s.requested_at),
+        work: Some(p.vitals.work()),
         extra: BTreeMap::new(),
     };
     let key = keys::health(&me.node);
@@ -203,6 +228,19 @@ async fn write(
         Cas::Done(_) => Ok(None),
         Cas::Conflict(_) => anyhow::bail!("{key} was written by another at the same time"),
     }
+}
+
+/// Whether other things are wrong than before; figures may change.
+fn news(before: &[Problem], now: &[Problem]) -> bool {
+    !before.iter().map(|p| &p.subject).eq(now.iter().map(|p| &p.subject))
+}
+
+/// What is wrong with the worker stands before what it cannot use.
+fn with(mut status: Status, mut found: Vec<Problem>) -> Status {
+    status.problems_total += found.len() as u64;
+    found.append(&mut status.problems);
+    found.truncate(MAX_PROBLEMS);
+    Status { problems: found, ..status }
 }
 
 /// The instance whose record stands there, if it is none of `own`. What a person has
@@ -223,6 +261,21 @@ mod tests {
         assert!(wake(false, Some(past)) > Instant::now() + CHECK / 2);
         assert!(wake(true, Some(past)) <= Instant::now());
         assert!(wake(true, None) > Instant::now() + CHECK / 2);
+    }
+
+    #[test]
+    fn what_is_wrong_with_the_worker_stands_first_and_all_is_counted() {
+        let problem = |subject: &str, reason: &str| Problem {
+            subject: subject.into(),
+            reason: reason.into(),
+        };
+        let jobs = vec![problem("/cron/jobs/n/a", "x"); MAX_PROBLEMS];
+        let held = Status { jobs: 1, problems: jobs, problems_total: 70 };
+        let all = with(held, vec![problem("disk", "full since 1")]);
+        assert_eq!((all.problems.len(), all.problems_total), (MAX_PROBLEMS, 71));
+        assert_eq!(all.problems[0].subject, "disk");
+        let (one, other) = ([problem("disk", "1")], [problem("disk", "2")]);
+        assert!(!news(&one, &other) && news(&one, &[]) && news(&one, &[problem("spool", "1")]));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `/metrics` and `/healthz` on the worker's own port.
 
-use crate::{metrics::Metrics, progress::Progress};
+use crate::{metrics::Metrics, vitals::Vitals};
 use axum::{
     Router,
     extract::State,
@@ -18,24 +18,33 @@ use tokio_util::sync::CancellationToken;
 pub async fn serve(
     listener: TcpListener,
     metrics: Arc<Metrics>,
-    progress: Arc<Progress>,
+    vitals: Vitals,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let app = Router::new()
         .route("/metrics", get(text))
-        .route("/healthz", get(move || async move { health(progress.trouble(Timestamp::now())) }))
-        .with_state(metrics);
+        .route("/healthz", get(health))
+        .with_state((metrics, vitals));
     axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await?;
     Ok(())
 }
 
-async fn text(State(metrics): State<Arc<Metrics>>) -> impl IntoResponse {
+type Shown = State<(Arc<Metrics>, Vitals)>;
+
+async fn text(State((metrics, vitals)): Shown) -> impl IntoResponse {
+    vitals.observe(&metrics, Timestamp::now());
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], metrics.exposition.text())
 }
 
-fn health(trouble: Option<String>) -> (StatusCode, String) {
-    match trouble {
+/// Only what a restart may mend is a failure; what else is wrong stands below.
+async fn health(State((_, vitals)): Shown) -> (StatusCode, String) {
+    let now = Timestamp::now();
+    let (status, mut text) = match vitals.progress.trouble(now) {
         None => (StatusCode::OK, "ok\n".to_owned()),
         Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+    };
+    for problem in vitals.problems(now).iter().filter(|_| status == StatusCode::OK) {
+        text.push_str(&format!("{}: {}\n", problem.subject, problem.reason));
     }
+    (status, text)
 }

@@ -1,5 +1,5 @@
 //! The worker: one on each host. It watches its own prefix in etcd, triggers its jobs,
-//! runs them as processes and ships what happened.
+//! runs them as processes or requests and ships what happened.
 //!
 //! ```text
 //! etcd ─watch─► agent ─plan─► engine ─► process          state (journal, cursors, spool)
@@ -15,20 +15,27 @@ pub mod config;
 pub mod cronid;
 pub mod daemon;
 pub mod deliver;
+pub mod disk;
+pub mod drain;
 pub mod engine;
 pub mod facts;
+pub mod failpoint;
 pub mod guard;
 pub mod health;
 pub mod http;
+pub mod http_run;
 pub mod link;
 pub mod metrics;
+mod plan;
 pub mod process;
 pub mod progress;
 pub mod recover;
 pub mod registry;
 pub mod session;
+mod spooling;
 pub mod state;
 pub mod timer;
+pub mod vitals;
 mod worker;
 
 pub use config::{Config, Settings};

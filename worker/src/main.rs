@@ -2,6 +2,7 @@
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use meepo_core::duration::HumanDuration;
 use meepo_runtime::{tasks, telemetry};
 use meepo_worker::{
     Settings, Worker, config,
@@ -11,6 +12,7 @@ use meepo_worker::{
     state,
 };
 use std::{path::PathBuf, process::ExitCode};
+use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Parser)]
 #[command(name = "meepo-worker", version, about = "Runs the jobs of one host")]
@@ -23,10 +25,13 @@ struct Cli {
 enum Command {
     /// Run in the foreground (for systemd).
     Run(Options),
+    /// What `start` starts: `run` in a session of its own.
+    #[command(name = daemon::DAEMON_COMMAND, hide = true)]
+    Daemon(Options),
     /// Start in the background.
     Start(Options),
     /// End the worker that was started, and wait until it has ended.
-    Stop(Options),
+    Stop(StopOptions),
     /// Say whether a worker runs. Exit code 0 if so, 3 if not.
     Status(Options),
     /// Print the version.
@@ -43,6 +48,15 @@ struct Options {
     log_file: Option<PathBuf>,
     #[command(flatten)]
     settings: Settings,
+}
+
+#[derive(clap::Args)]
+struct StopOptions {
+    /// Let what runs end by itself, at most for this time; nothing new starts meanwhile.
+    #[arg(long, value_name = "DURATION")]
+    drain: Option<HumanDuration>,
+    #[command(flatten)]
+    options: Options,
 }
 
 fn main() -> ExitCode {
@@ -62,6 +76,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     };
     match command {
         Command::Run(options) => serve(resolve(options)?.0)?,
+        Command::Daemon(options) => {
+            daemon::leave_session()?;
+            serve(resolve(options)?.0)?;
+        }
         Command::Start(options) => {
             let (config, log) = resolve(options)?;
             own_dir(&config)?;
@@ -71,10 +89,13 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let pid = daemon::start(&config.pid_file, &log, &args)?;
             println!("meepo-worker started with pid {pid}; log: {}", log.display());
         }
-        Command::Stop(options) => match daemon::stop(&resolve(options)?.0.pid_file)? {
-            Some(pid) => println!("meepo-worker with pid {pid} has ended"),
-            None => println!("meepo-worker does not run"),
-        },
+        Command::Stop(StopOptions { drain, options }) => {
+            let pid_file = resolve(options)?.0.pid_file;
+            match daemon::stop(&pid_file, drain.map(|d| d.0))? {
+                Some(pid) => println!("meepo-worker with pid {pid} has ended"),
+                None => println!("meepo-worker does not run"),
+            }
+        }
         Command::Status(options) => {
             return Ok(match daemon::running(&resolve(options)?.0.pid_file)? {
                 Some(pid) => {
@@ -106,9 +127,20 @@ fn serve(config: config::Config) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let termination = tasks::termination();
+        // From here on: its default action would end the worker.
+        let mut drain = signal(SignalKind::user_defined1())?;
         let worker = Worker::start(config).await?;
+        let draining = async {
+            if drain.recv().await.is_none() {
+                return std::future::pending().await;
+            }
+            tracing::info!("asked to end once nothing runs any more");
+            worker.drain();
+            worker.drained().await;
+        };
         let failure = tokio::select! {
             signal = termination => { tracing::info!(signal = signal?, "asked to end"); None }
+            () = draining => None,
             failure = worker.failed() => Some(failure),
         };
         worker.shutdown().await;

@@ -27,9 +27,20 @@ meepo_runtime::metrics! {
     spool_items: Gauge = "spool_items", "Items waiting in the spool";
     spool_bytes: Gauge = "spool_bytes", "Bytes waiting in the spool";
     spool_dropped: Gauge = "spool_dropped_chunks", "Output chunks dropped by a full spool";
+    spool_age: Gauge = "spool_age_seconds", "Age of the oldest item in the spool";
+    log_store_refuses: Gauge = "log_store_refuses", "1 while the log store takes nothing";
+    state_pending: Gauge = "state_pending", "Operations that wait for the state file";
+    state_flush_ms: Gauge = "state_flush_milliseconds", "How long the last flush to disk took";
+    disk_refuses: Gauge = "disk_refuses", "1 while the disk takes no writes";
+    running: Gauge = "running", "Runs that have begun and not ended";
+    ready: Gauge = "ready", "Runs that wait for a place on the node";
+    waiting: Gauge = "waiting", "Runs that wait for an earlier run of their job";
+    drained: Gauge = "drained", "1 while the node takes nothing new";
     jobs: Gauge = "jobs", "Assignments held and usable";
     problems: Gauge = "job_problems", "Assignments held and not usable";
     lag_ms: Gauge = "schedule_lag_milliseconds", "How late the last slot was looked at";
+    lag_max_ms: Gauge = "schedule_lag_max_milliseconds", "The largest such lag of the last minute";
+    looked_age: Gauge = "schedule_idle_seconds", "Time since the scheduler last looked at what is due";
     session: Gauge = "session_up", "1 while the session stream to the leading master is up";
 }
 

@@ -93,11 +93,15 @@ impl Registry {
         self.lock().runs.remove(&run_id);
     }
 
-    /// Starts the kill plan of a run. Answers whether the run is known and active.
+    /// Starts the kill plan of a run. Answers whether the run is known, active, and does
+    /// not survive the shutdown that is the reason.
     pub fn kill(&self, run_id: RunId, reason: KillReason) -> bool {
         match self.lock().runs.get_mut(&run_id) {
             Some(entry) if !entry.record.state.is_final() => {
                 match &entry.control {
+                    Some(control) if control.survives() && reason == KillReason::Shutdown => {
+                        return false;
+                    }
                     Some(control) => control.kill(reason),
                     None => entry.kill = Some(reason),
                 }
@@ -107,7 +111,8 @@ impl Registry {
         }
     }
 
-    /// Starts the kill plan of every active run and answers how many there are.
+    /// Starts the kill plan of every active run and answers how many there are, without
+    /// those that survive a shutdown.
     pub fn kill_all(&self, reason: KillReason) -> usize {
         let active = self.active();
         active.iter().filter(|id| self.kill(**id, reason)).count()

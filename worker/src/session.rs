@@ -207,23 +207,25 @@ impl Session {
             job: None,
             assignment: Arc::new(assignment),
             slot: Timestamp::now(),
+            attempt: 1,
             cause: Cause::Exec,
             fence: None,
+            permit: None,
         };
         let engine = self.engine.clone();
+        if engine.drain.borrow().drain().is_some() {
+            let why = "this node is drained: it takes nothing new until `meepo node undrain`";
+            return self.refuse(&plan, Code::DRAINED, why.to_owned(), out);
+        }
         let Ok(place) = self.places.clone().try_acquire_owned() else {
-            let message = format!("more than {MAX_EXEC} synchronous commands on this node");
-            let (state, code) = (RunState::Failed, Code::BUSY);
-            let record = plan.not_run(&engine.node, state, code, Some(message));
-            let out = out.clone();
-            tokio::spawn(async move { send(&out, ended(&record, 0)).await });
-            return;
+            let why = format!("more than {MAX_EXEC} synchronous commands on this node");
+            return self.refuse(&plan, Code::BUSY, why, out);
         };
         let (follower, follows, out) = (self.follower(run_id), self.follows.clone(), out.clone());
         tokio::spawn(async move {
             let begun = engine.begin(&plan).await;
             let stage = engine.registry.watch(run_id);
-            let run = engine.execute(plan, begun, None);
+            let run = engine.execute(plan, begun, None, |_| None);
             let tell = async {
                 if let Some(stage) = stage {
                     follow(run_id, Stages::new(stage, 0), &out, follower, follows).await;
@@ -232,6 +234,13 @@ impl Session {
             tokio::join!(run, tell);
             drop(place);
         });
+    }
+
+    /// Answers that a synchronous command is not run.
+    fn refuse(&self, plan: &Plan, code: Code, why: String, out: &Out) {
+        let record = plan.not_run(&self.engine.node, RunState::Failed, code, Some(why));
+        let out = out.clone();
+        tokio::spawn(async move { send(&out, ended(&record, 0)).await });
     }
 
     fn follow(&self, run_id: RunId, from: u64, out: Out) {

@@ -1,5 +1,4 @@
-//! The wall clock's alarm: one `timerfd` on `CLOCK_REALTIME`, set to an absolute time
-//! and waited for by a thread of its own.
+//! The wall clock's alarm: one `timerfd` on `CLOCK_REALTIME`, set to an absolute time.
 //!
 //! The kernel wakes it at the instant (timerfd_create(2)), and also when the clock is
 //! set (`TFD_TIMER_CANCEL_ON_SET`) or the machine resumes from sleep, so that a jump
@@ -7,23 +6,15 @@
 //! timers tick in milliseconds and know nothing of the wall clock.
 
 use jiff::Timestamp;
-use nix::{
-    errno::Errno,
-    sys::{
-        time::TimeSpec,
-        timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
+use rustix::{
+    io::Errno,
+    time::{
+        Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+        timerfd_settime,
     },
 };
-use std::{
-    io,
-    os::fd::AsFd,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
-use tokio::sync::Notify;
-use tracing::error;
+use std::{cell::Cell, io, os::fd::OwnedFd};
+use tokio::io::{Interest, unix::AsyncFd};
 
 /// Why the timer woke.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,34 +25,30 @@ pub enum Woken {
     ClockSet,
 }
 
-/// An alarm of the wall clock.
+/// An alarm of the wall clock, of the runtime in which it was made.
+#[derive(Debug)]
 pub struct WallTimer {
-    shared: Arc<Shared>,
-}
-
-struct Shared {
-    fd: TimerFd,
-    due: Notify,
-    clock_set: Notify,
-    stop: AtomicBool,
+    fd: AsyncFd<OwnedFd>,
+    /// What it is set to, so that setting it to the same again costs nothing.
+    set_to: Cell<Option<Option<Timestamp>>>,
+    /// The clock was set between two settings: the kernel says so once only.
+    clock_set: Cell<bool>,
 }
 
 impl WallTimer {
-    /// A timer that is not set, and its thread.
+    /// A timer that is not set.
     ///
     /// # Errors
-    /// When the kernel gives no timer or no thread.
+    /// When the kernel gives none.
     pub fn new() -> io::Result<Self> {
-        let fd = TimerFd::new(ClockId::CLOCK_REALTIME, TimerFlags::TFD_CLOEXEC)?;
-        let shared = Arc::new(Shared {
-            fd,
-            due: Notify::new(),
-            clock_set: Notify::new(),
-            stop: AtomicBool::new(false),
-        });
-        let timer = Self { shared: shared.clone() };
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        let fd = timerfd_create(TimerfdClockId::Realtime, flags)?;
+        // Deprecated for types that may close or change their descriptor unseen; the other
+        // form is unsafe for that reason. An `OwnedFd` does neither.
+        #[allow(deprecated)]
+        let fd = AsyncFd::with_interest(fd, Interest::READABLE)?;
+        let timer = Self { fd, set_to: Cell::new(None), clock_set: Cell::new(false) };
         timer.set(None)?;
-        std::thread::Builder::new().name("timer".into()).spawn(move || shared.run())?;
         Ok(timer)
     }
 
@@ -71,62 +58,57 @@ impl WallTimer {
     /// # Errors
     /// When the kernel refuses.
     pub fn set(&self, at: Option<Timestamp>) -> io::Result<()> {
-        // Zero would disarm the timer, so the earliest instant is one nanosecond later.
-        let spec = match at {
-            Some(t) if t > Timestamp::UNIX_EPOCH => {
-                TimeSpec::new(t.as_second(), t.subsec_nanosecond().max(0).into())
-            }
-            Some(_) => TimeSpec::new(0, 1),
-            None => TimeSpec::new(Timestamp::MAX.as_second(), 0),
-        };
-        let flags =
-            TimerSetTimeFlags::TFD_TIMER_ABSTIME | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET;
-        match self.shared.fd.set(Expiration::OneShot(spec), flags) {
-            Ok(()) => Ok(()),
-            // The clock was set between two settings of the timer: the new one holds, and
-            // the thread that reads will not learn of it any more.
-            Err(Errno::ECANCELED) => {
-                self.shared.clock_set.notify_one();
-                Ok(())
-            }
-            Err(e) => Err(e.into()),
+        if self.set_to.get() == Some(at) {
+            return Ok(());
         }
+        // Zero would disarm the timer, so the earliest instant is one nanosecond later.
+        let (tv_sec, tv_nsec) = match at {
+            Some(t) if t > Timestamp::UNIX_EPOCH => {
+                (t.as_second(), t.subsec_nanosecond().max(0).into())
+            }
+            Some(_) => (0, 1),
+            None => (Timestamp::MAX.as_second(), 0),
+        };
+        let once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let spec = Itimerspec { it_interval: once, it_value: Timespec { tv_sec, tv_nsec } };
+        let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
+        match timerfd_settime(self.fd.get_ref(), flags, &spec) {
+            Ok(_) => {}
+            // The new setting holds all the same.
+            Err(Errno::CANCELED) => self.clock_set.set(true),
+            Err(e) => return Err(e.into()),
+        }
+        self.set_to.set(Some(at));
+        Ok(())
     }
 
     /// Waits for the alarm. Cancel safe. May wake for an alarm that was set anew since.
-    pub async fn wait(&self) -> Woken {
-        tokio::select! {
-            () = self.shared.clock_set.notified() => Woken::ClockSet,
-            () = self.shared.due.notified() => Woken::Due,
-        }
-    }
-}
-
-impl Drop for WallTimer {
-    fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Release);
-        // Wakes the thread. If the kernel refuses, the thread stays until the process ends.
-        let _ = self.set(Some(Timestamp::UNIX_EPOCH));
-    }
-}
-
-impl Shared {
-    fn run(&self) {
-        let mut count = [0u8; 8];
+    ///
+    /// # Errors
+    /// When the kernel refuses to say.
+    pub async fn wait(&self) -> io::Result<Woken> {
         loop {
-            let read = nix::unistd::read(self.fd.as_fd(), &mut count);
-            if self.stop.load(Ordering::Acquire) {
-                return;
+            if self.clock_set.take() {
+                return Ok(Woken::ClockSet);
             }
-            match read {
-                Ok(_) => self.due.notify_one(),
-                Err(Errno::ECANCELED) => self.clock_set.notify_one(),
-                Err(Errno::EINTR | Errno::EAGAIN) => {}
-                Err(e) => {
-                    error!(error = %e, "cannot read the timer");
-                    return;
+            let mut ready = self.fd.readable().await?;
+            let read = ready.try_io(|fd| {
+                let mut count = [0u8; 8];
+                rustix::io::read(fd.get_ref(), &mut count).map_err(io::Error::from)
+            });
+            let woken = match read {
+                // Nothing to be read after all: set anew meanwhile.
+                Err(_would_block) => continue,
+                Ok(Ok(_)) => Woken::Due,
+                Ok(Err(e)) if e.raw_os_error() == Some(Errno::CANCELED.raw_os_error()) => {
+                    Woken::ClockSet
                 }
-            }
+                Ok(Err(e)) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Ok(Err(e)) => return Err(e),
+            };
+            // A timer that has fired is not set any more.
+            self.set_to.set(None);
+            return Ok(woken);
         }
     }
 }
@@ -137,21 +119,33 @@ mod tests {
     use jiff::SignedDuration;
     use std::time::Duration;
 
+    async fn woken(timer: &WallTimer) -> Woken {
+        tokio::time::timeout(Duration::from_secs(10), timer.wait()).await.unwrap().unwrap()
+    }
+
     #[tokio::test]
     async fn wakes_at_the_instant_and_not_before() {
         let timer = WallTimer::new().unwrap();
-        let at = Timestamp::now() + SignedDuration::from_millis(30);
-        timer.set(Some(at)).unwrap();
-        let woken = tokio::time::timeout(Duration::from_secs(10), timer.wait()).await.unwrap();
-        assert_eq!(woken, Woken::Due);
-        assert!(Timestamp::now() >= at);
+        for _ in 0..3 {
+            let at = Timestamp::now() + SignedDuration::from_millis(30);
+            timer.set(Some(at)).unwrap();
+            timer.set(Some(at)).unwrap();
+            assert_eq!(woken(&timer).await, Woken::Due);
+            assert!(Timestamp::now() >= at);
+        }
     }
 
     #[tokio::test]
     async fn the_past_wakes_at_once_and_a_new_setting_replaces_the_old() {
         let timer = WallTimer::new().unwrap();
         timer.set(None).unwrap();
+        for past in [Timestamp::UNIX_EPOCH, Timestamp::now()] {
+            timer.set(Some(past)).unwrap();
+            assert_eq!(woken(&timer).await, Woken::Due);
+        }
         timer.set(Some(Timestamp::UNIX_EPOCH)).unwrap();
-        tokio::time::timeout(Duration::from_secs(10), timer.wait()).await.unwrap();
+        timer.set(None).unwrap();
+        let early = tokio::time::timeout(Duration::from_millis(50), timer.wait()).await;
+        assert!(early.is_err(), "{early:?}");
     }
 }

@@ -6,18 +6,23 @@ use crate::{
     config::Config,
     cronid, deliver,
     deliver::Sink,
+    disk,
+    drain::{self, Asked, Drain, Stage},
     engine::Engine,
+    failpoint,
     guard::guard,
     health::{self, Identity, Publisher, Registration},
     http,
+    http_run::Requests,
     link::MasterLink,
     metrics::Metrics,
-    process::{Runner, RunnerOptions},
+    process::{Cgroups, Leftovers, Runner, RunnerOptions, Surviving, take_in_orphans},
     progress::Progress,
     recover::recover,
     registry::Registry,
     session,
     state::{State, StateOptions},
+    vitals::{Delivery, Vitals},
 };
 use anyhow::Context;
 use jiff::Timestamp;
@@ -33,7 +38,8 @@ use meepo_runtime::{OnError, Tasks};
 use std::{sync::Arc, time::Duration};
 use tokio::{
     net::TcpListener,
-    sync::{mpsc, watch as cell},
+    runtime::Handle,
+    sync::{mpsc, oneshot, watch as cell},
 };
 use tracing::{info, warn};
 
@@ -55,6 +61,8 @@ pub struct Worker {
     pub node: NodeId,
     engine: Arc<Engine>,
     sink: Arc<Sink>,
+    asked: cell::Sender<Asked>,
+    stage: cell::Receiver<Option<Stage>>,
     /// Takes no new work once it is shut down.
     intake: Tasks,
     /// Lives until the last record is delivered.
@@ -67,6 +75,7 @@ impl Worker {
     /// # Errors
     /// When something local is wrong: the settings, the data directory, the port.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
+        failpoint::check()?;
         let node = match config.node.clone() {
             Some(node) => node,
             None => address::own_id(&config.etcd).await?,
@@ -83,7 +92,13 @@ impl Worker {
         options.spool_limit = config.spool_limit;
         options.lost = metrics.spool_errors.clone();
         let state = tokio::task::spawn_blocking(move || State::open(&options)).await??;
-        recover(&state).await.context("cannot read the journal")?;
+        let cgroups = Cgroups::new(config.cgroup_root.as_deref(), &config.data_dir);
+        let leftovers = Leftovers::new(cgroups.clone());
+        let surviving =
+            Surviving::new(&config.data_dir, config.cgroup_root.clone(), leftovers.clone());
+        let survivors =
+            recover(&state, &leftovers, &surviving).await.context("cannot read the journal")?;
+        cgroups.clear(&survivors.iter().map(|s| s.record.run_id).collect());
         let etcd = Etcd::connect(&config.etcd).await?;
         let me = Identity {
             node: node.clone(),
@@ -94,6 +109,11 @@ impl Worker {
         info!(%node, etcd = ?config.etcd, data_dir = %config.data_dir.display(), "worker starts");
 
         let (intake, base) = (Tasks::new(), Tasks::new());
+        // Before the first run: what one leaves behind must not get out of sight.
+        match take_in_orphans(base.token()) {
+            Ok(reaping) => drop(base.spawn("orphans", OnError::Log, reaping)),
+            Err(e) => warn!(error = %e, "cannot become the parent of what runs leave behind"),
+        }
         let (lease_tx, lease) = cell::channel(LeaseState::None);
         let keeping = lease::keep(etcd.clone(), config.lease_ttl, lease_tx, base.token());
         base.spawn("lease", OnError::Shutdown, async {
@@ -111,6 +131,19 @@ impl Worker {
             Some(url) => Sink::Store(meepo_logstore::open(url).await.context("logs")?),
             None => Sink::Master(link.clone()),
         });
+        let registry = Registry::default();
+        let vitals = Vitals {
+            progress: Arc::new(Progress::default()),
+            state: state.clone(),
+            registry: registry.clone(),
+            delivery: Arc::new(Delivery::default()),
+            spool_limit: config.spool_limit,
+        };
+        base.spawn(
+            "disk",
+            OnError::Shutdown,
+            disk::watch(state.clone(), config.data_dir.clone(), base.token()),
+        );
         let cronid = Arc::new(cronid::Board::default());
         base.spawn(
             "cronid",
@@ -125,23 +158,53 @@ impl Worker {
                 sink.clone(),
                 node.clone(),
                 metrics.clone(),
+                vitals.delivery.clone(),
                 base.token(),
             ),
         );
-        let progress = Arc::new(Progress::default());
         base.spawn(
             "metrics",
             OnError::Log,
-            http::serve(listener, metrics.clone(), progress.clone(), base.token()),
+            http::serve(listener, metrics.clone(), vitals.clone(), base.token()),
+        );
+        let (asked, drains) = cell::channel(drain::remembered(&config.data_dir));
+        let (heard, drain_known) = oneshot::channel();
+        intake.spawn(
+            "drain watch",
+            OnError::Shutdown,
+            drain::follow(
+                etcd.clone(),
+                node.clone(),
+                config.data_dir.clone(),
+                asked.clone(),
+                heard,
+                intake.token(),
+            ),
+        );
+        let (stage_tx, stage) = cell::channel(None);
+        base.spawn(
+            "drain",
+            OnError::Shutdown,
+            drain::carry_out(
+                drains.clone(),
+                registry.clone(),
+                vitals.progress.clone(),
+                stage_tx,
+                base.token(),
+            ),
         );
         let engine = Arc::new(Engine {
             node: node.clone(),
             state,
-            runner: Runner::new(RunnerOptions::default())?,
-            registry: Registry::default(),
+            runner: Runner::new(RunnerOptions { cgroups: Some(cgroups), ..Default::default() })?,
+            requests: Requests::default(),
+            surviving,
+            registry,
             cronid,
             metrics,
+            drain: drains,
             etcd: etcd.clone(),
+            tasks: Handle::current(),
             stop: base.token(),
         });
 
@@ -149,12 +212,16 @@ impl Worker {
         let (registration_tx, registration) = cell::channel(Registration::default());
         let outlets = Outlets {
             status: status_tx,
-            progress: progress.clone(),
+            progress: vitals.progress.clone(),
             registration: registration.clone(),
+            lease: lease.clone(),
+            lease_ttl: config.lease_ttl,
+            late: None,
         };
-        let agent =
+        let mut agent =
             Agent::new(engine.clone(), etcd.clone(), config.max_running, outlets, intake.token())
                 .await?;
+        agent.adopt(survivors);
         let (batches_tx, batches) = mpsc::channel(64);
         let prefixes =
             vec![keys::assignments_of(&node), keys::triggers_of(&node), keys::kills_of(&node)];
@@ -165,7 +232,13 @@ impl Worker {
             batches_tx,
             intake.token(),
         );
-        intake.spawn("watch", OnError::Shutdown, async {
+        let stop = intake.token();
+        intake.spawn("watch", OnError::Shutdown, async move {
+            // A drained node takes nothing: so that is asked first.
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                _ = drain_known => {}
+            }
             watching.await;
             Ok(())
         });
@@ -181,7 +254,8 @@ impl Worker {
             data_dir: config.data_dir.clone(),
             lease,
             status,
-            progress,
+            vitals,
+            drain: stage.clone(),
             registration: registration_tx,
         };
         base.spawn("health", OnError::Shutdown, health::publish(publisher, intake.token()));
@@ -190,7 +264,20 @@ impl Worker {
             OnError::Shutdown,
             session::keep(engine.clone(), me, link, registration, intake.token()),
         );
-        Ok(Self { node, engine, sink, intake, base })
+        Ok(Self { node, engine, sink, asked, stage, intake, base })
+    }
+
+    /// Takes nothing new from now on. [`Worker::drained`] waits until nothing runs.
+    pub fn drain(&self) {
+        let now = Drain { requested_at: Timestamp::now(), deadline: None };
+        self.asked.send_modify(|asked| asked.ending = asked.ending.or(Some(now)));
+    }
+
+    /// Waits until a drain has begun and nothing runs any more.
+    pub async fn drained(&self) {
+        let mut stage = self.stage.clone();
+        // The sender ends with the worker, which is then drained in its way.
+        let _ = stage.wait_for(|s| s.is_some_and(|s| s.done)).await;
     }
 
     /// Waits until a part fails that the worker cannot do without; answers which.
@@ -221,6 +308,10 @@ impl Worker {
             if tokio::time::timeout(RUNS_END, over).await.is_err() {
                 warn!(active = self.engine.registry.active().len(), "runs are left behind");
             }
+        }
+        let survive = self.engine.registry.active();
+        if !survive.is_empty() {
+            info!(runs = ?survive, "these go on without this worker");
         }
         deliver::flush(&self.engine.state, &self.sink, &self.node, LAST_DELIVERY).await;
         report(self.base.shutdown(TASKS_END).await);

@@ -1,80 +1,32 @@
-//! Commands run as another user. This needs a program that can serve as exec helper,
-//! so the test brings its own `main`: it speaks as much of the usual test protocol
-//! (names as filters, `--list`) as the runners need. It must be run as root.
+//! Commands run as another user.
 
 #![allow(clippy::expect_used)] // All of it is test code.
 
-use meepo_core::{
-    code::Code,
-    id::RunId,
-    job::Executor,
-    run::{RunState, Stream},
-};
-use meepo_worker::process::{Command, Ended, KillPlan, KillReason, Runner, RunnerOptions};
+mod support;
+
+use meepo_core::{code::Code, job::Executor, run::RunState};
+use meepo_worker::process::{Command, Ended, KillPlan, Runner, RunnerOptions};
 use std::{os::unix::fs::PermissionsExt, time::Duration};
 
-type Test = fn(&tokio::runtime::Runtime);
-
-const TESTS: &[(&str, Test)] = &[
-    ("becomes_the_user_with_its_groups_and_environment", |rt| rt.block_on(becomes())),
-    ("problems_of_the_user_are_told", |rt| rt.block_on(problems())),
-    ("dies_like_any_other", |rt| rt.block_on(dies())),
-    ("a_command_cannot_pass_for_the_helper", |rt| rt.block_on(forged())),
-];
-
 fn main() {
-    meepo_worker::process::exec_helper_entry();
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let filters: Vec<&String> = args.iter().filter(|a| !a.starts_with('-')).collect();
-    let wanted = |name: &str| filters.is_empty() || filters.iter().any(|f| name.contains(*f));
-    if args.iter().any(|a| a == "--list") {
-        if !args.iter().any(|a| a == "--ignored") {
-            TESTS.iter().for_each(|(name, _)| println!("{name}: test"));
-        }
-        return;
-    }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    for (name, test) in TESTS.iter().filter(|(name, _)| wanted(name)) {
-        test(&runtime);
-        println!("test {name} ... ok");
-    }
+    support::main(&[
+        ("becomes_the_user_with_its_groups_and_environment", |rt| rt.block_on(becomes())),
+        ("problems_of_the_user_are_told", |rt| rt.block_on(problems())),
+        ("dies_like_any_other", |rt| rt.block_on(dies())),
+        ("libraries_of_the_job_are_not_loaded_as_root", |rt| rt.block_on(preload())),
+        ("a_command_cannot_pass_for_the_helper", |rt| rt.block_on(forged())),
+    ]);
 }
 
 fn nobody(script: &str) -> Command {
-    let mut c = Command::new(Executor::Sh, script);
+    let mut c = support::sh(script);
     c.user = Some("nobody".into());
     c
 }
 
-/// Runs `command`: its end, its output, its errors.
 async fn run(command: Command) -> (Ended, String, String) {
     let runner = Runner::new(RunnerOptions::default()).expect("threads");
-    let run_id = RunId(uuid::Uuid::now_v7());
-    let mut running = match runner.spawn(run_id, command).await {
-        Ok(running) => running,
-        Err(e) => return (e.ended(jiff::Timestamp::now()), String::new(), String::new()),
-    };
-    let ended = match tokio::time::timeout(Duration::from_secs(60), running.wait()).await {
-        Ok(ended) => ended,
-        Err(_) => {
-            running.control.kill_with(KillReason::Requested, KillPlan::NOW);
-            panic!("the run does not end");
-        }
-    };
-    let (mut out, mut err) = (Vec::new(), Vec::new());
-    let mut follower = running.output.follow(0);
-    while let Some(batch) = follower.next().await {
-        for c in batch {
-            let to = if c.stream == Stream::Stdout { &mut out } else { &mut err };
-            to.extend_from_slice(&c.data);
-        }
-    }
-    let text = |b| String::from_utf8(b).expect("text");
-    (ended, text(out), text(err))
+    support::run(&runner, command).await
 }
 
 async fn becomes() {
@@ -136,6 +88,19 @@ async fn dies() {
     c.kill = KillPlan::NOW;
     let (e, ..) = run(c).await;
     assert_eq!((e.code, e.signal), (Code::TIMED_OUT, Some(9)));
+}
+
+async fn preload() {
+    let mut c = nobody("");
+    c.executor = Executor::Exec;
+    c.cmd = "cat".into();
+    c.args = vec!["/proc/self/environ".into()];
+    c.env.insert("LD_PRELOAD".into(), "/nonexistent.so".into());
+    let (e, out, err) = run(c).await;
+    assert_eq!(e.code, Code::OK, "{e:?}");
+    assert!(out.contains("LD_PRELOAD=/nonexistent.so\0") && !out.contains("MEEPO_ENV_"), "{out}");
+    // The loader complains for each program it starts.
+    assert_eq!(err.matches("/nonexistent.so").count(), 1, "{err}");
 }
 
 async fn forged() {

@@ -7,6 +7,7 @@ use super::{
     outcome::{Outcome, Outcomes},
 };
 use crate::{
+    args::TriggerArgs,
     client::Client,
     error::{CliError, CliResult, exit},
     output::{
@@ -20,7 +21,6 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use jiff::Timestamp;
 use meepo_core::{
     api::{Applied, JobList, JobView, TriggerRequest, Triggered},
-    duration::HumanDuration,
     id::Name,
 };
 use reqwest::Method;
@@ -161,11 +161,10 @@ pub(crate) async fn trigger(
     out: &Out,
     client: &Client,
     name: &Name,
-    target: Option<String>,
-    ttl: Option<HumanDuration>,
+    TriggerArgs { target, ttl, delay, at }: TriggerArgs,
     follow: bool,
 ) -> CliResult<u8> {
-    let request = TriggerRequest { target, ttl };
+    let request = TriggerRequest { target, ttl, delay, at };
     let triggered: Triggered =
         client.call(Method::POST, &["jobs", name.as_str(), "trigger"], &[], Some(&request)).await?;
     if !follow {

@@ -9,7 +9,7 @@ use crate::output::{
 use jiff::Timestamp;
 use meepo_core::{
     api::{JobOnNode, JobSource, JobView},
-    job::{JobSpec, JobStatus, Placement},
+    job::{JobSpec, JobStatus, OutputKeep, Placement},
     run::RunRecord,
 };
 use std::fmt::Write;
@@ -156,12 +156,22 @@ fn definition(page: &mut String, spec: &JobSpec) {
     );
     put("starting deadline", spec.starting_deadline.map(|t| t.to_string()));
     put("user", spec.user.clone());
+    put("group", spec.group.clone());
+    put("umask", spec.umask.map(|m| m.to_string()));
+    put("nice", spec.nice.map(|n| n.to_string()));
+    let limits = spec.rlimits.given().map(|(name, l)| format!("{name}={l}"));
+    let limits: Vec<_> = limits.collect();
+    put("limits", (!limits.is_empty()).then(|| limits.join(" ")));
+    put("session", spec.session.then(|| "its own".to_owned()));
+    put("control group", spec.cgroup.map(|c| c.to_string()));
+    put("ended by", spec.kill_plan.as_ref().map(|p| p.to_string()));
     put("directory", spec.cwd.clone());
     for (k, v) in &spec.env {
         put("environment", Some(format!("{k}={v}")));
     }
     put("stdin", spec.stdin.as_ref().map(|s| text::bytes(s.len() as u64)));
     put("output limit", spec.output_limit.map(text::bytes));
+    put("output kept", (spec.output_keep != OutputKeep::Head).then(|| word(&spec.output_keep)));
 }
 
 /// An enum's name as written in JSON.

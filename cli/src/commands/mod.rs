@@ -61,6 +61,10 @@ pub(crate) fn dispatch(cli: Cli) -> CliResult<u8> {
                 match command {
                     NodeCommand::List => node::list(&out, &client).await,
                     NodeCommand::Get { name } => node::get(&out, &client, &name).await,
+                    NodeCommand::Drain { name, deadline, wait } => {
+                        node::drain(&out, &client, &name, deadline, wait).await
+                    }
+                    NodeCommand::Undrain { name } => node::undrain(&out, &client, &name).await,
                 }
             })
         }
@@ -75,8 +79,8 @@ async fn job_command(out: &Out, client: &Client, command: JobCommand) -> CliResu
         JobCommand::Delete { names } => job::delete(out, client, &names).await,
         JobCommand::Pause { names } => job::set_status(out, client, &names, "pause").await,
         JobCommand::Resume { names } => job::set_status(out, client, &names, "resume").await,
-        JobCommand::Trigger { name, target, ttl, follow } => {
-            job::trigger(out, client, &name, target, ttl, follow).await
+        JobCommand::Trigger { name, when, follow } => {
+            job::trigger(out, client, &name, when, follow).await
         }
         JobCommand::Next { name, n } => job::next(out, client, &name, n).await,
     }

@@ -1,9 +1,9 @@
-//! `meepo node list | get`.
+//! `meepo node list | get | drain | undrain`.
 
 use super::job_view::{field, indent};
 use crate::{
     client::Client,
-    error::{CliResult, exit},
+    error::{CliError, CliResult, exit},
     output::{
         Out,
         table::{Table, cell, maybe, verdict},
@@ -12,9 +12,16 @@ use crate::{
 };
 use jiff::Timestamp;
 use meepo_core::{
-    api::{NodeList, NodeView},
+    api::{DrainRequest, DrainState, NodeList, NodeView},
+    duration::HumanDuration,
     id::NodeId,
+    node::Work,
 };
+use reqwest::Method;
+use std::time::Duration;
+
+/// How often `drain --wait` looks.
+const LOOK: Duration = Duration::from_millis(300);
 
 /// `node list`.
 pub(crate) async fn list(out: &Out, client: &Client) -> CliResult<u8> {
@@ -30,12 +37,83 @@ pub(crate) async fn get(out: &Out, client: &Client, id: &NodeId) -> CliResult<u8
     Ok(exit::OK)
 }
 
-fn status(node: &NodeView) -> (&'static str, bool) {
-    match (node.online, node.connected) {
-        (false, _) => ("offline", false),
-        (true, Some(false)) => ("online, no session", false),
-        (true, _) => ("online", true),
+/// `node drain`.
+pub(crate) async fn drain(
+    out: &Out,
+    client: &Client,
+    id: &NodeId,
+    deadline: Option<HumanDuration>,
+    wait: bool,
+) -> CliResult<u8> {
+    let path = ["nodes", id.as_str(), "drain"];
+    let body = DrainRequest { deadline };
+    let mut node: NodeView = client.call(Method::POST, &path, &[], Some(&body)).await?;
+    while wait && !is_drained(&node)? {
+        tokio::time::sleep(LOOK).await;
+        node = client.get(&["nodes", id.as_str()], &[]).await?;
     }
+    let done = match (wait, deadline) {
+        (true, _) => "is drained: nothing runs on it any more".to_owned(),
+        (false, Some(d)) => format!("takes nothing new; what runs still is killed after {d}"),
+        (false, None) => "takes nothing new; what runs may run to its end".to_owned(),
+    };
+    out.value(&node, |_| format!("node {id} {done}\n"))?;
+    Ok(exit::OK)
+}
+
+/// Whether nothing runs on a node any more; an error when that cannot be learnt.
+fn is_drained(node: &NodeView) -> CliResult<bool> {
+    let unknown = |why: &str| {
+        let problem = format!("node {} {why}: it is not known what runs on it", node.id);
+        Err(CliError::new(exit::UNAVAILABLE, problem))
+    };
+    match &node.drain {
+        _ if !node.online => unknown("is offline"),
+        None => unknown("takes work again, as somebody has undrained it"),
+        Some(drain) => Ok(drain.state == DrainState::Drained),
+    }
+}
+
+/// `node undrain`.
+pub(crate) async fn undrain(out: &Out, client: &Client, id: &NodeId) -> CliResult<u8> {
+    let path = ["nodes", id.as_str(), "drain"];
+    let node: NodeView = client.call(Method::DELETE, &path, &[], None::<&()>).await?;
+    out.value(&node, |_| format!("node {id} takes work again\n"))?;
+    Ok(exit::OK)
+}
+
+fn status(node: &NodeView) -> (&'static str, bool) {
+    match (node.online, node.drain.as_ref().map(|d| d.state), node.connected) {
+        (false, Some(_), _) => ("offline, to be drained", false),
+        (false, None, _) => ("offline", false),
+        (true, Some(DrainState::Asked), _) => ("drain asked for", false),
+        (true, Some(DrainState::Draining), _) => ("draining", false),
+        (true, Some(DrainState::Drained), _) => ("drained", false),
+        (true, None, Some(false)) => ("online, no session", false),
+        (true, None, _) => ("online", true),
+    }
+}
+
+/// What a worker does, in words.
+fn work(w: &Work, now: Timestamp) -> Vec<(&'static str, String)> {
+    let mut lines = vec![(
+        "runs",
+        format!(
+            "{} running, {} wait for a place, {} for an earlier run",
+            w.running, w.ready, w.waiting
+        ),
+    )];
+    if let Some(at) = w.looked_at {
+        let lag = format!("lag {} ms, {} ms at most in a minute", w.lag_ms, w.lag_max_ms);
+        lines.push(("schedule", format!("looked at {}; {lag}", time::relative(at, now))));
+    }
+    let oldest = w.spool_oldest.map_or(String::new(), |at| {
+        format!(", the oldest from {} ({})", time::local(at), time::relative(at, now))
+    });
+    let items = usize::try_from(w.spool_items).unwrap_or(usize::MAX);
+    let size = text::bytes(w.spool_bytes);
+    lines.push(("spool", format!("{} ({size}){oldest}", text::count(items, "item"))));
+    lines
 }
 
 fn table(out: &Out, nodes: &[NodeView], now: Timestamp) -> String {
@@ -81,7 +159,18 @@ fn page(out: &Out, n: &NodeView, now: Timestamp) -> String {
             put(name, format!("{} ({})", time::local(at), time::relative(at, now)));
         }
     }
+    if let Some(drain) = &n.drain {
+        let since = format!("asked for {}", time::relative(drain.requested_at, now));
+        let deadline = match drain.deadline {
+            Some(at) => format!("what runs still is killed {}", time::relative(at, now)),
+            None => "what runs may run to its end".to_owned(),
+        };
+        put("drain", format!("{since}; {deadline}"));
+    }
     put("jobs", n.jobs.to_string());
+    for (name, value) in n.work.iter().flat_map(|w| work(w, now)) {
+        put(name, value);
+    }
     for (k, v) in &n.labels {
         put("label", format!("{k}={v}"));
     }
@@ -120,19 +209,30 @@ mod tests {
             "id": "10.0.0.7", "online": true, "connected": false, "version": "0.1.0", "labels": {"group": "web"},
             "facts": {"hostname": "h", "os": "debian", "os_version": "12", "mem_total": 2147483648u64, "load1": 0.5},
             "started_at": "2026-01-01T00:00:00Z", "jobs": 2,
+            "drain": {"state": "draining", "requested_at": "2026-01-01T00:00:05Z", "deadline": "2026-01-01T00:02:00Z"},
+            "work": {"looked_at": "2026-01-01T00:01:00Z", "running": 3, "spool_items": 12345, "spool_bytes": 1048576, "spool_oldest": "2026-01-01T00:00:05Z"},
             "problems": [{"subject": "/cron/jobs/10.0.0.7/x", "reason": "cmd: missing; expected a value"}]
         }))
         .unwrap();
         let now = "2026-01-01T00:01:05Z".parse().unwrap();
         let list = table(&out, std::slice::from_ref(&node), now);
-        for want in ["online, no session", "1m05s", "debian 12", "0.50", "group=web"] {
+        for want in ["draining", "1m05s", "debian 12", "0.50", "group=web"] {
             assert!(list.contains(want), "{want}: {list}");
         }
         let page = page(&out, &node, now);
-        for want in
-            ["2.0 GiB", "/cron/jobs/10.0.0.7/x", "cmd: missing; expected a value", "1m05s ago"]
-        {
+        for want in [
+            "2.0 GiB",
+            "3 running",
+            "12345 items (1.0 MiB), the oldest",
+            "is killed in 55.0s",
+            "/cron/jobs/10.0.0.7/x",
+            "cmd: missing; expected a value",
+            "1m05s ago",
+        ] {
             assert!(page.contains(want), "{want}: {page}");
         }
+        let undrained = NodeView { drain: None, ..node.clone() };
+        assert_eq!(status(&undrained), ("online, no session", false));
+        assert!(is_drained(&undrained).is_err() && !is_drained(&node).unwrap());
     }
 }

@@ -3,6 +3,7 @@
 use super::{START_DEADLINE, STOP_DEADLINE, find_program, leftover};
 use crate::output::text;
 use anyhow::{Context, Result, bail};
+use meepo_worker::process::{Awaited, spawn_awaited};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -24,6 +25,12 @@ use tokio_util::sync::CancellationToken;
 const MAX_LOG: u64 = 16 * 1024 * 1024;
 /// Pause between looks at whether etcd answers.
 const POLL: Duration = Duration::from_millis(50);
+
+/// A running etcd. The worker in this process reaps what nobody waits for.
+pub(super) struct Running {
+    pub(super) child: Child,
+    _awaited: Awaited,
+}
 
 /// How etcd is started, again and again.
 pub(super) struct Launch {
@@ -51,21 +58,27 @@ impl Launch {
     }
 
     /// Starts etcd and waits until it answers, ends, takes too long or `stop`.
-    pub(super) async fn start(&self, stop: &CancellationToken) -> Result<Child> {
+    pub(super) async fn start(&self, stop: &CancellationToken) -> Result<Running> {
         let path = self.log();
         let log = open_log(&path)
             .with_context(|| format!("cannot write etcd's log {}", path.display()))?;
         let begin = log.metadata().map_or(0, |m| m.len());
-        let mut etcd = self
+        let mut command = self
             .command(log)
-            .and_then(|mut c| c.spawn())
-            .with_context(|| format!("cannot start {}", self.program.display()))?;
-        if let Some(pid) = etcd.id() {
+            .with_context(|| format!("cannot write etcd's log {}", path.display()))?;
+        let (child, awaited) = spawn_awaited(|| {
+            let child = command.spawn()?;
+            let pid = child.id().unwrap_or_default();
+            Ok((child, pid))
+        })
+        .with_context(|| format!("cannot start {}", self.program.display()))?;
+        let mut etcd = Running { child, _awaited: awaited };
+        if let Some(pid) = etcd.child.id() {
             leftover::remember(&self.dir, pid);
         }
         let why = tokio::select! {
             () = self.answers() => return Ok(etcd),
-            ended = etcd.wait() => {
+            ended = etcd.child.wait() => {
                 self.forget();
                 let how = ended.map_or_else(|e| e.to_string(), |status| status.to_string());
                 bail!("etcd ended at once ({how}): {}; see {}", last_line(&path, begin), path.display());
@@ -147,17 +160,17 @@ impl Launch {
     }
 
     /// Ends etcd and forgets it.
-    pub(super) async fn stop(&self, mut etcd: Child) {
-        if let Some(pid) = etcd.id().and_then(|p| i32::try_from(p).ok()) {
+    pub(super) async fn stop(&self, mut etcd: Running) {
+        if let Some(pid) = etcd.child.id().and_then(|p| i32::try_from(p).ok()) {
             let begin = Instant::now();
             // It may have ended by itself.
             let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
-            if tokio::time::timeout(STOP_DEADLINE, etcd.wait()).await.is_err() {
+            if tokio::time::timeout(STOP_DEADLINE, etcd.child.wait()).await.is_err() {
                 tracing::warn!(
                     "etcd did not end within {} s and is killed",
                     STOP_DEADLINE.as_secs()
                 );
-                let _ = etcd.kill().await;
+                let _ = etcd.child.kill().await;
             }
             tracing::debug!(took = ?begin.elapsed(), "etcd has ended");
         }

@@ -31,6 +31,24 @@ pub enum Claim {
         /// wrong.
         claimed: Timestamp,
     },
+    /// As many slots of the job have run in the cluster as may.
+    Exhausted {
+        /// So many.
+        runs: u32,
+    },
+}
+
+/// What is to be claimed.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    /// The slot.
+    pub slot: Timestamp,
+    /// For which run.
+    pub run_id: RunId,
+    /// Whether whoever wins it runs it, or only records that it was missed.
+    pub runs: bool,
+    /// How many slots of the job may run in the cluster. Absent: no limit.
+    pub max_runs: Option<u32>,
 }
 
 /// Claims slots, remembering the cursors last seen so that a claim costs one round
@@ -45,6 +63,7 @@ pub struct Claims {
 struct Cursor {
     revision: i64,
     slot: Option<Timestamp>,
+    runs: u32,
 }
 
 impl Claims {
@@ -53,7 +72,7 @@ impl Claims {
         Self { etcd, seen: Arc::default() }
     }
 
-    /// Tries to claim `slot` of `job` for `run_id` on `node`.
+    /// Tries to claim a slot of `job` on `node`.
     ///
     /// # Errors
     /// When etcd does not answer. The claim may have taken effect all the same: the
@@ -62,12 +81,11 @@ impl Claims {
     pub async fn claim(
         &self,
         job: &Name,
-        slot: Timestamp,
         node: &NodeId,
-        run_id: RunId,
+        wanted: Wanted,
     ) -> Result<Claim, CoordError> {
+        let Wanted { slot, run_id, .. } = wanted;
         let key = keys::claim(job);
-        let record = ClaimRecord { slot, node: node.clone(), run_id, extra: Default::default() };
         let mut cursor = self.known().get(job).copied().unwrap_or(Cursor::NONE);
         // A remembered cursor may speed a claim up but never refuse it: a person may
         // have deleted it meanwhile.
@@ -76,11 +94,20 @@ impl Claims {
             let there = match cursor.slot.filter(|at| *at >= slot) {
                 Some(claimed) if fresh => return Ok(Claim::Lost { claimed }),
                 Some(_) => self.etcd.get(&key).await?,
+                None if wanted.runs && wanted.max_runs.is_some_and(|max| cursor.runs >= max) => {
+                    if fresh {
+                        return Ok(Claim::Exhausted { runs: cursor.runs });
+                    }
+                    self.etcd.get(&key).await?
+                }
                 None => {
+                    let runs = cursor.runs.saturating_add(wanted.runs.into());
+                    let (node, extra) = (node.clone(), Default::default());
+                    let record = ClaimRecord { slot, node, run_id, runs, extra };
                     let value = Some(encode(&record));
                     match self.etcd.put_if(&key, value, cursor.revision, None).await? {
                         Cas::Done(revision) => {
-                            let cursor = Cursor { revision, slot: Some(slot) };
+                            let cursor = Cursor { revision, slot: Some(slot), runs };
                             self.known().insert(job.clone(), cursor);
                             return Ok(Claim::Won { fence: revision });
                         }
@@ -112,11 +139,12 @@ impl Claims {
 
 impl Cursor {
     /// No slot was ever claimed.
-    const NONE: Cursor = Cursor { revision: 0, slot: None };
+    const NONE: Cursor = Cursor { revision: 0, slot: None, runs: 0 };
 }
 
 /// An unreadable cursor blocks no slot: it is replaced by the next claim.
 fn read(entry: &Entry) -> Cursor {
-    let slot = decode::<ClaimRecord>(&entry.value).ok().map(|c| c.slot);
-    Cursor { revision: entry.mod_revision, slot }
+    let claim = decode::<ClaimRecord>(&entry.value).ok();
+    let (slot, runs) = (claim.as_ref().map(|c| c.slot), claim.map_or(0, |c| c.runs));
+    Cursor { revision: entry.mod_revision, slot, runs }
 }

@@ -171,6 +171,23 @@ impl Etcd {
         Ok(response.kvs().first().map(Entry::from_kv))
     }
 
+    /// The keys that are there, in no particular order. Read at one revision for each
+    /// [`MAX_TXN_OPS`] of them.
+    pub async fn get_all(&self, keys: &[String]) -> Result<Vec<Entry>, CoordError> {
+        let mut found = Vec::new();
+        for some in keys.chunks(MAX_TXN_OPS) {
+            let gets: Vec<TxnOp> = some.iter().map(|k| TxnOp::get(k.as_str(), None)).collect();
+            let mut kv = self.kv();
+            let txn = Txn::new().and_then(gets);
+            let response = self.call("get", &some[0], kv.txn(txn)).await?;
+            found.extend(response.op_responses().iter().flat_map(|r| match r {
+                TxnOpResponse::Get(get) => get.kvs().iter().map(Entry::from_kv).collect(),
+                _ => Vec::new(),
+            }));
+        }
+        Ok(found)
+    }
+
     /// Writes unconditionally, bound to a lease if one is given. Answers the revision.
     pub async fn put(
         &self,
@@ -182,6 +199,19 @@ impl Etcd {
         let options = lease.map(|id| PutOptions::new().with_lease(id));
         let response = self.call("put", key, kv.put(key, value, options)).await?;
         Ok(response.header().map_or(0, |h| h.revision()))
+    }
+
+    /// Writes some keys in one transaction, all bound to one lease: much cheaper than one
+    /// by one. At most [`MAX_TXN_OPS`] different keys and [`MAX_TXN_BYTES`] in all.
+    pub async fn put_all(
+        &self,
+        what: &str,
+        entries: impl IntoIterator<Item = (String, Vec<u8>)>,
+        lease: i64,
+    ) -> Result<(), CoordError> {
+        let put = |(key, value)| TxnOp::put(key, value, Some(PutOptions::new().with_lease(lease)));
+        let puts: Vec<TxnOp> = entries.into_iter().map(put).collect();
+        self.txn(what, Txn::new().and_then(puts)).await.map(drop)
     }
 
     /// Deletes a key. Answers whether there was one.

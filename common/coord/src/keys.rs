@@ -12,6 +12,7 @@
 //! | `/agent/health/<ip>` | [`meepo_core::node::Health`] | the worker's lease |
 //! | `/meepo/jobs/<name>` | [`meepo_core::job::JobSpec`] | until deleted |
 //! | `/meepo/nodes/<ip>` | [`meepo_core::node::NodeRecord`] | until forgotten |
+//! | `/meepo/drain/<ip>` | [`crate::records::DrainRecord`] | until the node may take work again |
 //! | `/meepo/leader` | [`crate::records::LeaderRecord`] | the leader's lease |
 
 use meepo_core::id::{Name, NodeId, RunId};
@@ -30,6 +31,8 @@ pub const HEALTH: &str = "/agent/health/";
 pub const JOBS: &str = "/meepo/jobs/";
 /// Nodes ever seen.
 pub const NODES: &str = "/meepo/nodes/";
+/// Nodes that take nothing new.
+pub const DRAINS: &str = "/meepo/drain/";
 /// The leading master.
 pub const LEADER: &str = "/meepo/leader";
 
@@ -91,6 +94,11 @@ pub fn job(name: &Name) -> String {
 /// The record of a node.
 pub fn node(id: &NodeId) -> String {
     format!("{NODES}{id}")
+}
+
+/// Asks a node to take nothing new.
+pub fn drain(id: &NodeId) -> String {
+    format!("{DRAINS}{id}")
 }
 
 /// A key of one of the families, taken apart. Keys of other shapes, which only a

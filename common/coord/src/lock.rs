@@ -66,6 +66,11 @@ pub async fn leave(etcd: &Etcd, name: &Name, lease: i64, ticket: &str) -> Result
 }
 
 impl Held {
+    /// Its key in etcd.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
     /// Gives the place to the next in line.
     ///
     /// # Errors
@@ -76,6 +81,7 @@ impl Held {
     }
 }
 
-fn ticket_key(name: &Name, lease: i64, ticket: &str) -> String {
+/// The key of a place in line; see [`acquire`].
+pub fn ticket_key(name: &Name, lease: i64, ticket: &str) -> String {
     format!("{}{lease:x}-{ticket}", keys::lock(name))
 }

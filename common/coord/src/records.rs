@@ -24,6 +24,9 @@ pub struct TriggerRecord {
     pub assignment: Assignment,
     /// When it was asked for: the slot of the run. UTC.
     pub requested_at: Timestamp,
+    /// Not to be started before. Absent: at once. UTC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<Timestamp>,
     /// Not started by then, it is dropped and recorded as expired. UTC.
     pub expires_at: Timestamp,
     /// Fields this version does not know.
@@ -41,6 +44,19 @@ pub struct KillRecord {
     pub extra: Extra,
 }
 
+/// Asks a node to take nothing new, for as long as the key is there.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DrainRecord {
+    /// When it was asked for. UTC.
+    pub requested_at: Timestamp,
+    /// What runs then is killed. UTC. Absent: it may run to its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<Timestamp>,
+    /// Fields this version does not know.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
 /// The last slot of a job that was claimed. Compared and replaced by revision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ClaimRecord {
@@ -50,6 +66,9 @@ pub struct ClaimRecord {
     pub node: NodeId,
     /// For which run.
     pub run_id: RunId,
+    /// How many slots were claimed to be run so far, this one included if it was.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub runs: u32,
     /// Fields this version does not know.
     #[serde(flatten)]
     pub extra: Extra,
@@ -77,6 +96,10 @@ pub struct LeaderRecord {
     /// Fields this version does not know.
     #[serde(flatten)]
     pub extra: Extra,
+}
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 /// Reads a record, naming the field that does not fit.
@@ -119,6 +142,7 @@ mod tests {
             r#"{{"job":"a","assignment":{{"cmd":"date","express":"","status":"running","executor":"bash","zz":1}},
                 "requested_at":"{t}","expires_at":"{t}","new":[1]}}"#
         ));
+        round_trip::<DrainRecord>(&format!(r#"{{"requested_at":"{t}","deadline":"{t}","new":1}}"#));
         round_trip::<KillRecord>(&format!(r#"{{"requested_at":"{t}","new":1}}"#));
         round_trip::<ClaimRecord>(&format!(
             r#"{{"slot":"{t}","node":"127.0.0.1","run_id":"{run}","new":{{"a":1}}}}"#

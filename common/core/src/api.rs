@@ -9,7 +9,7 @@ use crate::{
     error::Invalid,
     id::{Name, NodeId, RunId},
     job::{Executor, JobSpec, JobStatus},
-    node::{Facts, Problem},
+    node::{Facts, Problem, Work},
     run::{OutputChunk, RunRecord, RunState, Stream},
 };
 use jiff::Timestamp;
@@ -185,9 +185,16 @@ pub struct TriggerRequest {
     /// one for a job placed `once`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
-    /// Drop the request if it has not started by then. Default `1h`.
+    /// Drop the request if it has not started so long after it could. Default `1h`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<HumanDuration>,
+    /// Start no sooner than this long from now, at most 30 days.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delay: Option<HumanDuration>,
+    /// Start no sooner than at this instant, at most 30 days from now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = "date-time"))]
+    pub at: Option<Timestamp>,
 }
 
 /// Answer of `POST /v1/jobs/{name}/trigger`: the runs that will be.
@@ -303,8 +310,52 @@ pub struct NodeView {
     pub registered_at: Option<Timestamp>,
     /// Valid assignments it holds.
     pub jobs: u64,
-    /// What it holds but cannot use.
+    /// What it holds but cannot use, and what else is wrong with it.
     pub problems: Vec<Problem>,
+    /// Present while the node is asked to take nothing new.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<DrainView>,
+    /// How its worker got on when it last wrote its health record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub work: Option<Work>,
+}
+
+/// A node that takes nothing new.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DrainView {
+    /// How far it is.
+    pub state: DrainState,
+    /// When it was asked for, UTC.
+    #[cfg_attr(feature = "openapi", schema(value_type = String, format = "date-time"))]
+    pub requested_at: Timestamp,
+    /// What runs then is killed, UTC; absent: it may run to its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = "date-time"))]
+    pub deadline: Option<Timestamp>,
+}
+
+/// How far a drain is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum DrainState {
+    /// The worker has not confirmed it yet.
+    Asked,
+    /// Nothing new starts; something runs still.
+    Draining,
+    /// Nothing runs any more.
+    Drained,
+}
+
+/// Body of `POST /v1/nodes/{id}/drain`; may be empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct DrainRequest {
+    /// Kill what runs still after this time. Default: let it run to its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<HumanDuration>,
 }
 
 /// Answer of `GET /v1/nodes`.

@@ -39,8 +39,10 @@ codes! {
     SIGNALED = 0x0102, "the command was ended by a signal that meepo did not send";
     KILLED = 0x0103, "the run was killed on request";
     REPLACED = 0x0104, "the run was killed to make room for a newer one (concurrency: replace)";
-    CANNOT_START = 0x0105, "the process could not be started";
+    CANNOT_START = 0x0105, "the process could not be started, or the request not be sent";
     SHUTDOWN = 0x0106, "the run was killed because its worker shut down";
+    HTTP_STATUS = 0x0107, "the server answered with a status that was not expected";
+    NO_RESPONSE = 0x0108, "no complete answer came; whether the server has acted on the request is not known";
     NO_SUCH_HOST = 0x0200, "no such host";
     HOST_OFFLINE = 0x0201, "the host is known but not connected";
     NO_ANSWER = 0x0202, "the host did not answer in time";
@@ -49,6 +51,7 @@ codes! {
     OVERLAP = 0x0205, "the slot was skipped because an earlier run was still active";
     EXPIRED = 0x0206, "the request was not started within its validity";
     NO_TARGET = 0x0207, "the target matches no node";
+    LOCK_TAKEN = 0x0208, "the lock that the run needs stayed taken for too long";
     MALFORMED = 0x0300, "the request is not valid JSON or YAML of the right shape";
     UNKNOWN_FIELD = 0x0301, "the request has a field that does not exist";
     BAD_VALUE = 0x0302, "a field has a wrong type or an impossible value";
@@ -67,6 +70,7 @@ codes! {
     NO_LEADER = 0x0402, "no master leads at the moment";
     BUSY = 0x0403, "a limit on work in progress is reached";
     UNKNOWN_OUTCOME = 0x0404, "it is not known whether the request took effect; look before you repeat it";
+    DRAINED = 0x0405, "the node is drained: it takes nothing new";
     BUG = 0x0500, "internal error; please report it with the log";
 }
 

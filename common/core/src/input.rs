@@ -31,7 +31,10 @@ pub fn from_value<T: serde::de::DeserializeOwned>(value: Value) -> Result<T, Inv
         if let Some(rest) = text.strip_prefix("unknown field `") {
             let (name, rest) = rest.split_once('`').unwrap_or((rest, ""));
             let expected = rest.trim_start_matches(", expected ").to_owned();
-            return Invalid::new(Code::UNKNOWN_FIELD, name, "unknown field", expected);
+            // A field of an inner object by its path, where that is known.
+            let inner = field.strip_suffix(name).is_some_and(|outer| outer.ends_with('.'));
+            let field = if inner { field.as_str() } else { name };
+            return Invalid::new(Code::UNKNOWN_FIELD, field, "unknown field", expected);
         }
         let code = match field.as_str() {
             "executor" => Code::UNKNOWN_EXECUTOR,
@@ -44,6 +47,18 @@ pub fn from_value<T: serde::de::DeserializeOwned>(value: Value) -> Result<T, Inv
             .or_else(|| text.split_once(", expected "))
             .unwrap_or((&text, "a value of the documented type"));
         Invalid::new(code, field, problem, expected)
+    })
+}
+
+/// For `Deserialize` of a type that is written as text and parsed by its `FromStr`.
+pub(crate) fn from_text<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+where
+    T: std::str::FromStr<Err = Invalid>,
+    D: serde::Deserializer<'de>,
+{
+    let text = <std::borrow::Cow<'de, str> as serde::Deserialize>::deserialize(deserializer)?;
+    text.parse().map_err(|e: Invalid| {
+        serde::de::Error::custom(format!("{}; expected {}", e.problem, e.expected))
     })
 }
 

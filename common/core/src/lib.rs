@@ -12,6 +12,10 @@
 //! | [`crontab`] | crontab files and how they become jobs |
 //! | [`target`] | which nodes are meant |
 //! | [`job`] | job definitions and their copies on nodes |
+//! | [`limits`] | what a run may use of its host |
+//! | [`kill_plan`] | how a run is ended |
+//! | [`lock`] | locks in the cluster that runs need |
+//! | [`retry`] | whether and when a run is tried again |
 //! | [`misfire`] | slots that are due, and those that were missed |
 //! | [`run`] | executions, their states and their output |
 //! | [`node`] | what a node says of itself |
@@ -24,11 +28,16 @@ pub mod code;
 pub mod crontab;
 pub mod duration;
 pub mod error;
+pub mod http_job;
 pub mod id;
 pub mod input;
 pub mod job;
+pub mod kill_plan;
+pub mod limits;
+pub mod lock;
 pub mod misfire;
 pub mod node;
 pub mod placement;
+pub mod retry;
 pub mod run;
 pub mod target;

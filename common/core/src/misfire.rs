@@ -58,7 +58,7 @@ pub struct Due {
 
 /// Looks at the slots in `(after, now]`, `after` being the last slot dealt with.
 pub fn due(when: &When, after: Timestamp, now: Timestamp, policy: Policy) -> Due {
-    let next_after = |t| when.schedule.next_after(t, &when.timezone);
+    let next_after = |t| when.next_after(t);
     let in_time = |slot| policy.starting_deadline.is_none_or(|d| now.duration_since(slot) <= d);
     let oldest = after.max(now.checked_sub(HORIZON).unwrap_or(Timestamp::MIN));
     let keep = MAX_RECORDED + usize::try_from(policy.cap).unwrap_or(usize::MAX);
@@ -145,7 +145,7 @@ mod tests {
     }
 
     fn minutely() -> When {
-        When { schedule: Schedule::parse("* * * * *").unwrap(), timezone: TimeZone::UTC }
+        When::new(Schedule::parse("* * * * *").unwrap(), TimeZone::UTC)
     }
 
     fn policy(misfire: Misfire) -> Policy {
@@ -207,8 +207,7 @@ mod tests {
 
     #[test]
     fn a_long_absence_is_counted_not_listed() {
-        let every_second =
-            When { schedule: Schedule::parse("* * * * * *").unwrap(), timezone: TimeZone::UTC };
+        let every_second = When::new(Schedule::parse("* * * * * *").unwrap(), TimeZone::UTC);
         let d = due(&every_second, t("08:00:00"), t("10:00:00"), policy(Misfire::All));
         let total = 7200;
         assert_eq!(
@@ -231,13 +230,12 @@ mod tests {
 
     #[test]
     fn a_week_of_seconds_is_not_walked_through() {
-        let every_second =
-            When { schedule: Schedule::parse("* * * * * *").unwrap(), timezone: TimeZone::UTC };
+        let every_second = When::new(Schedule::parse("* * * * * *").unwrap(), TimeZone::UTC);
         let now = t("10:00:00");
         let asked = std::cell::Cell::new(0);
         let next_after = |t| {
             asked.set(asked.get() + 1);
-            every_second.schedule.next_after(t, &every_second.timezone)
+            every_second.next_after(t)
         };
         let keep = MAX_RECORDED + 2;
         let start = recent(next_after, now - HORIZON, now, keep);
@@ -252,8 +250,7 @@ mod tests {
     #[test]
     fn the_end_of_a_dense_schedule_that_rests_now_is_still_found() {
         // A second-by-second hour, long ago and within the horizon.
-        let busy =
-            When { schedule: Schedule::parse("* * 3-6 1 * *").unwrap(), timezone: TimeZone::UTC };
+        let busy = When::new(Schedule::parse("* * 3-6 1 * *").unwrap(), TimeZone::UTC);
         let now = t("10:00:00") + SignedDuration::from_hours(72);
         let d = due(&busy, now - HORIZON, now, policy(Misfire::Once));
         assert_eq!(d.run, [(t("06:59:59"), Cause::Misfire)]);

@@ -9,6 +9,13 @@ use std::collections::BTreeMap;
 /// Most problems a health record lists; more are counted in `problems_total`.
 pub const MAX_PROBLEMS: usize = 50;
 
+/// [`Health::status`] of a worker that takes work.
+pub const ONLINE: &str = "Online";
+/// … of one that takes nothing new, while something still runs.
+pub const DRAINING: &str = "Draining";
+/// … of one that takes nothing new, once nothing runs any more.
+pub const DRAINED: &str = "Drained";
+
 /// Facts about a host. Sizes are in bytes. Targets name them with dots:
 /// `disk.free > 1TB`, `os = debian`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -53,7 +60,8 @@ pub struct Facts {
 /// while the worker lives.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Health {
-    /// Always `Online`; a worker that is not has no record.
+    /// [`ONLINE`], or [`DRAINING`] or [`DRAINED`] while the node takes nothing new; a
+    /// worker that is away has no record.
     pub status: String,
     /// Version of the worker.
     pub version: String,
@@ -78,9 +86,46 @@ pub struct Health {
     /// All of them counted.
     #[serde(default)]
     pub problems_total: u64,
+    /// When the drain that the status speaks of was asked for, UTC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain_requested_at: Option<Timestamp>,
+    /// How the worker got on at the time of writing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub work: Option<Work>,
     /// Fields this version does not know.
     #[serde(flatten)]
     pub extra: BTreeMap<String, Value>,
+}
+
+/// How a worker gets on with its work.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(default)]
+pub struct Work {
+    /// When the scheduler last looked at what is due, UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = "date-time"))]
+    pub looked_at: Option<Timestamp>,
+    /// How late the last slot was looked at, in milliseconds.
+    pub lag_ms: u64,
+    /// The largest such lag of the last minute.
+    pub lag_max_ms: u64,
+    /// Runs that have begun and not ended, synchronous commands among them.
+    pub running: u64,
+    /// Runs of jobs that wait for a place on the node.
+    pub ready: u64,
+    /// Runs of jobs that wait for an earlier run of the same job.
+    pub waiting: u64,
+    /// Records and pieces of output that wait in the spool.
+    pub spool_items: u64,
+    /// Their bytes.
+    pub spool_bytes: u64,
+    /// When the oldest of them was put in, UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = "date-time"))]
+    pub spool_oldest: Option<Timestamp>,
+    /// How long the last flush of the journal took, in milliseconds.
+    pub flush_ms: u64,
 }
 
 /// Something on a node that needs a person: a malformed assignment, for example.
@@ -120,6 +165,8 @@ pub struct NodeInfo {
     pub id: NodeId,
     /// Whether its health record is there.
     pub online: bool,
+    /// Whether it has been asked to take nothing new.
+    pub drained: bool,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
     /// Its facts.

@@ -123,9 +123,9 @@ fn desired(name: &Name, at: &At<JobSpec>, snapshot: &Snapshot) -> Vec<(NodeId, A
             let mut order: Vec<NodeId> = Vec::new();
             let mut ranked: Vec<_> = matching.iter().collect();
             ranked.sort_by_key(|n| (std::cmp::Reverse(weight(name, &n.id)), n.id.clone()));
-            order.extend(
-                ranked.iter().filter(|n| n.online).take(ONCE_HOLDERS).map(|n| n.id.clone()),
-            );
+            let takes = |n: &NodeInfo| n.online && !n.drained;
+            let there = ranked.iter().filter(|n| takes(n)).map(|n| n.id.clone());
+            order.extend(there.take(ONCE_HOLDERS));
             if order.is_empty() {
                 // Nobody can take over: whoever had it keeps it and goes on when it is back.
                 let had: Vec<_> = held().collect();
@@ -136,7 +136,7 @@ fn desired(name: &Name, at: &At<JobSpec>, snapshot: &Snapshot) -> Vec<(NodeId, A
             } else if order.len() < ONCE_HOLDERS {
                 // Room for those that are away: in a restart of the whole fleet the first to
                 // come back must not take the job, and its missed slots, from the others.
-                let away = ranked.iter().filter(|n| !n.online).map(|n| n.id.clone());
+                let away = ranked.iter().filter(|n| !takes(n)).map(|n| n.id.clone());
                 order.extend(away.take(ONCE_HOLDERS - order.len()));
             }
             order
@@ -169,8 +169,13 @@ mod tests {
 
     fn node(s: &str, online: bool) -> (NodeId, NodeInfo) {
         let id = name(s);
-        let info =
-            NodeInfo { id: id.clone(), online, labels: BTreeMap::new(), facts: Default::default() };
+        let info = NodeInfo {
+            id: id.clone(),
+            online,
+            drained: false,
+            labels: BTreeMap::new(),
+            facts: Default::default(),
+        };
         (id, info)
     }
 
@@ -238,6 +243,14 @@ mod tests {
         apply(&mut s);
         assert!(!order(&s).contains(&first));
         assert_eq!(s.assignments.len(), ONCE_HOLDERS);
+        // One that is drained is as good as away, until it is back.
+        let second = order(&s)[0].clone();
+        s.nodes.get_mut(&second).unwrap().drained = true;
+        apply(&mut s);
+        assert!(!order(&s).contains(&second));
+        s.nodes.get_mut(&second).unwrap().drained = false;
+        apply(&mut s);
+        assert_eq!(order(&s)[0], second);
         let before = s.assignments.clone();
         for n in s.nodes.values_mut() {
             n.online = false;

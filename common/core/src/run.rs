@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 pub enum RunState {
     /// The process runs.
     Running,
-    /// It ended with exit status 0.
+    /// It ended with exit status 0, or with an answer that was expected.
     Success,
     /// It ended otherwise, or could not be started; the code says how.
     Failed,
@@ -131,7 +131,7 @@ pub struct RunRecord {
     pub attempt: u32,
     /// Why it came to be.
     pub cause: Cause,
-    /// What turned `cmd` into a process.
+    /// What turned `cmd` into a run.
     pub executor: Executor,
     /// What ran.
     pub cmd: String,
@@ -142,7 +142,7 @@ pub struct RunRecord {
     /// What happened, in words, where the code alone does not say it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// Exit status, if the process exited.
+    /// Exit status, if the process exited; of a request the status of the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
     /// Signal number, if a signal ended it.
@@ -183,9 +183,9 @@ impl RunRecord {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Stream {
-    /// File descriptor 1.
+    /// File descriptor 1; the body of an answer.
     Stdout,
-    /// File descriptor 2.
+    /// File descriptor 2; what is told of an answer.
     Stderr,
 }
 
@@ -222,11 +222,29 @@ mod tests {
         }
     }
 
+    /// Which record takes the place of which, for every pair: `1` where the one of the row
+    /// gives way to that of the column. Rows and columns as in [`RunState::ALL`].
+    const GIVES_WAY: [(RunState, &str); 8] = [
+        (RunState::Running, "0 1 1 1 1 1 1 1"),
+        (RunState::Success, "0 0 0 0 0 0 0 0"),
+        (RunState::Failed, "0 0 0 0 0 0 0 0"),
+        (RunState::Timeout, "0 0 0 0 0 0 0 0"),
+        (RunState::Killed, "0 0 0 0 0 0 0 0"),
+        (RunState::Lost, "0 1 1 1 1 0 1 1"),
+        (RunState::Missed, "0 0 0 0 0 0 0 0"),
+        (RunState::Skipped, "0 0 0 0 0 0 0 0"),
+    ];
+
     #[test]
-    fn a_workers_account_outranks_lost_and_lost_outranks_running() {
-        assert!(RunState::Running.rank() < RunState::Lost.rank());
-        for s in RunState::ALL.into_iter().filter(|s| s.is_final() && *s != RunState::Lost) {
-            assert!(RunState::Lost.rank() < s.rank(), "{s}");
+    fn a_record_gives_way_only_to_one_that_knows_more() {
+        assert_eq!(GIVES_WAY.map(|(first, _)| first), RunState::ALL);
+        for (first, row) in GIVES_WAY {
+            let row: Vec<_> = row.split(' ').map(|cell| cell == "1").collect();
+            assert_eq!(row.len(), RunState::ALL.len());
+            for (second, gives_way) in RunState::ALL.into_iter().zip(row) {
+                assert_eq!(second.rank() > first.rank(), gives_way, "{first} then {second}");
+                assert!(!gives_way || second.is_final(), "{first} then {second}");
+            }
         }
     }
 }

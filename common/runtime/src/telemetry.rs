@@ -29,7 +29,12 @@ impl FromStr for LogFormat {
 /// `info`). A second call does nothing.
 pub fn init(format: LogFormat) {
     let filter = EnvFilter::try_from_env("MEEPO_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A log that cannot be written (its disk is full, say) must cost log lines only: told
+    // of the error on standard error, a task would panic, as that cannot be written either.
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
     // An error means that a subscriber is there already, as in tests: keep that one.
     let _ = match format {
         LogFormat::Json => builder.json().flatten_event(true).try_init(),

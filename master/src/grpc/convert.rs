@@ -8,11 +8,11 @@ use meepo_core::{
     id::RunId,
     input::from_value,
     job::JobSpec,
-    node::Facts,
+    node::{Facts, Work},
     run::{OutputChunk, RunRecord, Stream},
 };
 use meepo_proto::v1 as pb;
-use prost_types::Timestamp as PbTime;
+use prost_types::{Timestamp as PbTime, value::Kind};
 use serde_json::{Map, Value, json};
 
 /// An instant as a message.
@@ -38,7 +38,9 @@ fn word<T: serde::Serialize>(value: T) -> String {
 /// A definition from a message: empty means absent. Checked like one from JSON, so the
 /// errors are the same.
 pub fn spec_from(job: pb::JobSpec) -> Result<JobSpec, Invalid> {
-    let mut o = Map::new();
+    let more = job.more.unwrap_or_default();
+    let mut o: Map<String, Value> =
+        more.fields.into_iter().map(|(name, value)| (name, json_from(value))).collect();
     let mut text = |key: &str, value: String| {
         if !value.is_empty() {
             o.insert(key.into(), Value::String(value));
@@ -78,6 +80,13 @@ pub fn spec(job: JobSpec) -> pb::JobSpec {
     let duration = |d: Option<meepo_core::duration::HumanDuration>| {
         d.map(|d| d.to_string()).unwrap_or_default()
     };
+    let all = match serde_json::to_value(&job) {
+        Ok(Value::Object(all)) => all,
+        _ => Map::new(),
+    };
+    let more = all.into_iter().filter(|(name, _)| !TYPED.contains(&name.as_str()));
+    let fields = more.map(|(name, value)| (name, json_value(value))).collect();
+    let more = Some(prost_types::Struct { fields });
     pb::JobSpec {
         name: job.name.to_string(),
         description: job.description.unwrap_or_default(),
@@ -99,6 +108,65 @@ pub fn spec(job: JobSpec) -> pb::JobSpec {
         user: job.user.unwrap_or_default(),
         stdin: job.stdin,
         output_limit: job.output_limit,
+        more,
+    }
+}
+
+/// Fields of a job that have a field of their own in the message; the others are in
+/// `more`.
+const TYPED: [&str; 20] = [
+    "name",
+    "description",
+    "cmd",
+    "args",
+    "executor",
+    "schedule",
+    "timezone",
+    "target",
+    "placement",
+    "status",
+    "timeout",
+    "concurrency",
+    "misfire",
+    "misfire_cap",
+    "starting_deadline",
+    "env",
+    "cwd",
+    "user",
+    "stdin",
+    "output_limit",
+];
+
+/// JSON as a message.
+fn json_value(value: Value) -> prost_types::Value {
+    let kind = match value {
+        Value::Null => Kind::NullValue(0),
+        Value::Bool(b) => Kind::BoolValue(b),
+        Value::Number(n) => Kind::NumberValue(n.as_f64().unwrap_or(f64::NAN)),
+        Value::String(s) => Kind::StringValue(s),
+        Value::Array(items) => Kind::ListValue(prost_types::ListValue {
+            values: items.into_iter().map(json_value).collect(),
+        }),
+        Value::Object(o) => Kind::StructValue(prost_types::Struct {
+            fields: o.into_iter().map(|(k, v)| (k, json_value(v))).collect(),
+        }),
+    };
+    prost_types::Value { kind: Some(kind) }
+}
+
+/// JSON from a message, whose only numbers are doubles: whole ones become integers.
+fn json_from(value: prost_types::Value) -> Value {
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    match value.kind {
+        None | Some(Kind::NullValue(_)) => Value::Null,
+        Some(Kind::BoolValue(b)) => Value::Bool(b),
+        Some(Kind::NumberValue(n)) if n.fract() == 0.0 && n.abs() <= EXACT => json!(n as i64),
+        Some(Kind::NumberValue(n)) => json!(n),
+        Some(Kind::StringValue(s)) => Value::String(s),
+        Some(Kind::ListValue(l)) => l.values.into_iter().map(json_from).collect(),
+        Some(Kind::StructValue(s)) => {
+            Value::Object(s.fields.into_iter().map(|(k, v)| (k, json_from(v))).collect())
+        }
     }
 }
 
@@ -212,6 +280,27 @@ pub fn node(n: NodeView) -> pb::Node {
         registered_at: n.registered_at.map(time),
         jobs: n.jobs,
         problems: problems.map(|p| pb::Problem { subject: p.subject, reason: p.reason }).collect(),
+        drain: n.drain.map(|d| pb::Drain {
+            state: word(d.state),
+            requested_at: Some(time(d.requested_at)),
+            deadline: d.deadline.map(time),
+        }),
+        work: n.work.map(work),
+    }
+}
+
+fn work(w: Work) -> pb::Work {
+    pb::Work {
+        looked_at: w.looked_at.map(time),
+        lag_ms: w.lag_ms,
+        lag_max_ms: w.lag_max_ms,
+        running: w.running,
+        ready: w.ready,
+        waiting: w.waiting,
+        spool_items: w.spool_items,
+        spool_bytes: w.spool_bytes,
+        spool_oldest: w.spool_oldest.map(time),
+        flush_ms: w.flush_ms,
     }
 }
 
@@ -242,7 +331,9 @@ mod tests {
             "schedule": "*/5 * * * *", "timezone": "Europe/London", "target": "all",
             "placement": "once", "status": "pause", "timeout": "5m", "concurrency": "queue",
             "misfire": "all", "misfire_cap": 3, "starting_deadline": "1h", "env": {"A": "b"},
-            "cwd": "/tmp", "user": "root", "stdin": "", "output_limit": 0
+            "cwd": "/tmp", "user": "root", "stdin": "", "output_limit": 0, "umask": "0027",
+            "rlimits": {"fsize": 1099511627776u64, "cpu": "unlimited"}, "session": true,
+            "cgroup": {"cpu": 1.5, "tasks": 5}, "kill_plan": ["TERM 1s"]
         }))
         .unwrap();
         assert_eq!(spec_from(spec(spec_in.clone())).unwrap(), spec_in);

@@ -8,7 +8,7 @@ use crate::{
 use futures::StreamExt;
 use jiff::Timestamp;
 use meepo_core::{
-    api::{ExecStreamRequest, TriggerRequest},
+    api::{DrainRequest, ExecStreamRequest, TriggerRequest},
     calendar::{self, Schedule},
     code::Code,
     duration::HumanDuration,
@@ -102,7 +102,9 @@ impl Jobs for Public {
         let request = request.into_inner();
         let name = name("name", &request.name)?;
         let ttl = duration("ttl", &request.ttl)?;
-        let what = TriggerRequest { target: optional(request.target), ttl };
+        let delay = duration("delay", &request.delay)?;
+        let at = request.at.map(|t| convert::time_from("at", t)).transpose().map_err(invalid)?;
+        let what = TriggerRequest { target: optional(request.target), ttl, delay, at };
         let runs = self.ops.trigger(&name, &what).await?.runs;
         Ok(Response::new(pb::Triggered { runs: runs.into_iter().map(convert::run_ref).collect() }))
     }
@@ -183,6 +185,18 @@ impl Nodes for Public {
     async fn get(&self, request: Request<pb::NodeName>) -> Answer<pb::Node> {
         let id = name("id", &request.into_inner().id)?;
         Ok(Response::new(convert::node(self.ops.get_node(&id).await?)))
+    }
+
+    async fn drain(&self, request: Request<pb::DrainRequest>) -> Answer<pb::Node> {
+        let r = request.into_inner();
+        let id = name("id", &r.id)?;
+        let what = DrainRequest { deadline: duration("deadline", &r.deadline)? };
+        Ok(Response::new(convert::node(self.ops.drain_node(&id, &what).await?)))
+    }
+
+    async fn undrain(&self, request: Request<pb::NodeName>) -> Answer<pb::Node> {
+        let id = name("id", &request.into_inner().id)?;
+        Ok(Response::new(convert::node(self.ops.undrain_node(&id).await?)))
     }
 }
 

@@ -18,7 +18,7 @@ use axum::{
 use jiff::Timestamp;
 use meepo_core::{
     api::{
-        Action, Applied, ErrorBody, ExecEvent, ExecHost, ExecRequest, ExecResponse,
+        Action, Applied, DrainRequest, ErrorBody, ExecEvent, ExecHost, ExecRequest, ExecResponse,
         ExecStreamRequest, FollowEvent, HostAnswer, JobList, JobView, NodeList, NodeView,
         OutputPage, RunList, RunRef, TriggerRequest, Triggered,
     },
@@ -342,6 +342,35 @@ pub(super) async fn get_node(
     Ok(Json(app.ops.get_node(&id).await?))
 }
 
+/// Asks a node to take nothing new; what runs there ends by itself or at the deadline.
+/// Kept until taken back, also over restarts. Does not wait.
+#[utoipa::path(post, path = "/v1/nodes/{id}/drain", tag = "nodes",
+    params(("id" = String, Path, description = "The node")),
+    request_body = Option<DrainRequest>,
+    responses((status = 200, body = NodeView), (status = 400, body = ErrorBody),
+        (status = 404, body = ErrorBody), (status = 409, body = ErrorBody),
+        (status = 503, body = ErrorBody)))]
+pub(super) async fn drain_node(
+    State(app): State<App>,
+    NamePath(id): NamePath,
+    body: Body,
+) -> ApiResult<Json<NodeView>> {
+    let request: DrainRequest = body.read()?;
+    Ok(Json(app.ops.drain_node(&id, &request).await?))
+}
+
+/// Lets a node take work again.
+#[utoipa::path(delete, path = "/v1/nodes/{id}/drain", tag = "nodes",
+    params(("id" = String, Path, description = "The node")),
+    responses((status = 200, body = NodeView), (status = 404, body = ErrorBody),
+        (status = 503, body = ErrorBody)))]
+pub(super) async fn undrain_node(
+    State(app): State<App>,
+    NamePath(id): NamePath,
+) -> ApiResult<Json<NodeView>> {
+    Ok(Json(app.ops.undrain_node(&id).await?))
+}
+
 /// Runs a command on hosts now and answers when all have: one answer per host, in the
 /// order asked, unknown and offline ones included.
 #[utoipa::path(post, path = "/v1/exec", tag = "exec", request_body = ExecRequest,
@@ -353,7 +382,7 @@ pub(super) async fn exec(State(app): State<App>, body: Body) -> ApiResult<Json<E
         Some(Ok(executor)) => executor,
         _ => {
             let problem = format!("unknown method {:?}", request.method);
-            let expected = "sync.bash, sync.sh, sync.exec or sync.python";
+            let expected = "sync.bash, sync.sh, sync.exec, sync.python or sync.http";
             return Err(Invalid::new(Code::UNKNOWN_EXECUTOR, "method", problem, expected).into());
         }
     };

@@ -69,6 +69,7 @@ fn router(app: App) -> Router {
         .route("/v1/runs/{id}/kill", post(h::kill_run))
         .route("/v1/nodes", get(h::list_nodes))
         .route("/v1/nodes/{id}", get(h::get_node))
+        .route("/v1/nodes/{id}/drain", post(h::drain_node).delete(h::undrain_node))
         .route("/v1/exec", post(h::exec))
         .route("/v1/exec/stream", post(h::exec_stream))
         .route("/v1/cron/next", get(h::cron_next))

@@ -229,25 +229,12 @@ pub(crate) fn describe(record: &RunRecord) -> String {
 
 fn assignment(request: &ExecStreamRequest, timeout: Duration) -> Assignment {
     Assignment {
-        cmd: request.cmd.clone(),
-        express: String::new(),
-        task_id: None,
-        status: Default::default(),
         executor: request.executor,
         args: request.args.clone(),
-        timezone: None,
         timeout: Some(HumanDuration(timeout)),
-        concurrency: Default::default(),
-        misfire: Default::default(),
-        misfire_cap: None,
-        starting_deadline: None,
         env: request.env.clone(),
         cwd: request.cwd.clone(),
         user: request.user.clone(),
-        stdin: None,
-        output_limit: None,
-        once: Vec::new(),
-        spec_revision: None,
-        extra: Default::default(),
+        ..Assignment::new(request.cmd.clone())
     }
 }

@@ -80,7 +80,7 @@ impl Ops {
     }
 }
 
-fn is_fresh(run_id: RunId) -> bool {
+pub(super) fn is_fresh(run_id: RunId) -> bool {
     let Some(stamp) = run_id.0.get_timestamp() else { return false };
     let (seconds, nanos) = stamp.to_unix();
     let born = i64::try_from(seconds).ok().and_then(|s| Timestamp::new(s, nanos as i32).ok());

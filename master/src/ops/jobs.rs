@@ -8,17 +8,18 @@ use meepo_coord::{
     Entry,
     etcd::{Cas, MAX_TXN_BYTES, MAX_TXN_OPS},
     keys,
-    records::{TriggerRecord, decode, encode},
+    records::{ClaimRecord, TriggerRecord, decode, encode},
 };
 use meepo_core::{
     api::{
         Action, Applied, CronId, JobOnNode, JobSource, JobView, RunRef, TriggerRequest, Triggered,
     },
     code::Code,
+    error::Invalid,
     id::{Name, NodeId, RunId},
     job::{Assignment, JobSpec, JobStatus, Placement},
     node::{Health, NodeInfo},
-    run::RunRecord,
+    run::{RunRecord, to_millis},
     target::Target,
 };
 use serde_json::Value;
@@ -31,6 +32,8 @@ use uuid::Uuid;
 const TRIES: usize = 5;
 /// How long a request to run waits for its worker unless asked otherwise.
 const DEFAULT_TTL: Duration = Duration::from_secs(3600);
+/// Furthest start of a run on request.
+const LONGEST_DELAY: SignedDuration = SignedDuration::from_hours(30 * 24);
 /// Longest time a request waits.
 const MAX_TTL: Duration = Duration::from_secs(366 * 24 * 3600);
 /// How long an expired request is kept for its worker to record.
@@ -45,7 +48,17 @@ impl Ops {
     pub async fn apply(&self, spec: JobSpec) -> ApiResult<Applied> {
         spec.validate()?;
         let name = spec.name.clone();
-        self.change(&name, |_| Ok(Some(spec.clone()))).await
+        let change = |old: Option<JobSpec>| {
+            let same = |old: &JobSpec| {
+                (&old.schedule, &old.timezone, old.end_at)
+                    == (&spec.schedule, &spec.timezone, spec.end_at)
+            };
+            if !old.as_ref().is_some_and(same) {
+                not_over(&spec, Timestamp::now())?;
+            }
+            Ok(Some(spec.clone()))
+        };
+        self.change(&name, change).await
     }
 
     /// Follows the schedule, or does not.
@@ -157,7 +170,12 @@ impl Ops {
             if let Some(cursor) = cursor {
                 let lease = self.etcd.grant(CLAIM_KEPT).await?;
                 let options = PutOptions::new().with_lease(lease);
-                ops.push(TxnOp::put(claim.clone(), cursor.value, Some(options)));
+                // A job of this name that is created meanwhile counts its runs anew.
+                let value = match decode::<ClaimRecord>(&cursor.value) {
+                    Ok(record) => encode(&ClaimRecord { runs: 0, ..record }),
+                    Err(_) => cursor.value,
+                };
+                ops.push(TxnOp::put(claim.clone(), value, Some(options)));
             }
             // Another slot may be claimed meanwhile.
             let unchanged = Compare::mod_revision(claim.clone(), CompareOp::Equal, seen);
@@ -198,48 +216,25 @@ impl Ops {
             self.etcd.list(keys::HEALTH, None),
             self.etcd.list(keys::CRONIDS, None),
         )?;
-        let health: BTreeMap<NodeId, Health> = readable(&health.0, keys::HEALTH);
-        let cronids: HashMap<(NodeId, Name), CronId> = cronids
-            .0
-            .iter()
-            .filter_map(|e| {
-                Some((keys::node_and_job(&e.key, keys::CRONIDS)?, decode(&e.value).ok()?))
-            })
-            .collect();
-        let mut views: BTreeMap<Name, JobView> = BTreeMap::new();
-        for entry in &specs.0 {
-            let Some(name) = keys::last(&entry.key, keys::JOBS) else { continue };
-            match decode::<JobSpec>(&entry.value) {
-                Ok(spec) => {
-                    let view = definition(&name, spec, entry.mod_revision);
-                    views.insert(name, view);
-                }
-                Err(e) => warn!(job = %name, error = %e, "unreadable definition"),
-            }
+        let all = [specs.0, assignments.0, health.0, cronids.0].into_iter().flatten();
+        Ok(views(&all.collect::<Vec<_>>()))
+    }
+
+    /// One job where the view says that it is; `None` if it is not there.
+    async fn view_of(&self, name: &Name) -> ApiResult<Option<JobView>> {
+        if !self.view.changes().borrow().complete {
+            return Ok(None);
         }
-        for entry in &assignments.0 {
-            let Some((node, name)) = id_of(entry) else { continue };
-            if !views.contains_key(&name) && !is_by_hand(entry) {
-                continue; // Its definition is deleted, and so will it be.
-            }
-            let online = health.contains_key(&node);
-            let current = cronids.get(&(node.clone(), name.clone())).cloned();
-            let on_node = on_node(node, online, entry, current);
-            let view = views.entry(name.clone()).or_insert_with(|| JobView {
-                name,
-                source: JobSource::Etcd,
-                spec: None,
-                revision: None,
-                next: None,
-                nodes: Vec::new(),
-                last_run: None,
-            });
-            if view.source == JobSource::Etcd {
-                view.next = [view.next, next_of(entry)].into_iter().flatten().min();
-            }
-            view.nodes.push(on_node);
-        }
-        Ok(views.into_values().collect())
+        let nodes: Vec<NodeId> = {
+            let data = self.view.read();
+            let held = data.assignments.keys().filter(|(_, job)| job == name);
+            held.map(|(node, _)| node.clone()).collect()
+        };
+        let on_node =
+            |node| [keys::assignment(node, name), keys::health(node), keys::cronid(node, name)];
+        let mut wanted = vec![keys::job(name)];
+        wanted.extend(nodes.iter().flat_map(on_node));
+        Ok(views(&self.etcd.get_all(&wanted).await?).pop())
     }
 
     /// One job, with its newest run if the log store answers.
@@ -250,7 +245,12 @@ impl Ops {
     }
 
     async fn find_job(&self, name: &Name) -> ApiResult<JobView> {
-        let found = self.views().await?.into_iter().find(|j| j.name == *name);
+        // What the view does not know may have been put just now, or under the oldest
+        // form of key.
+        let found = match self.view_of(name).await? {
+            Some(found) => Some(found),
+            None => self.views().await?.into_iter().find(|j| j.name == *name),
+        };
         found.ok_or_else(|| ApiError::not_found("job", name))
     }
 
@@ -266,7 +266,7 @@ impl Ops {
         };
         Ok(match assignment.validate()? {
             Some(when) if assignment.status == JobStatus::Running => {
-                when.schedule.iter_after(Timestamp::now(), &when.timezone).take(n).collect()
+                when.iter_after(Timestamp::now()).take(n).collect()
             }
             _ => Vec::new(),
         })
@@ -284,23 +284,23 @@ impl Ops {
         }
         let (placement, mut places) = plans;
         if placement == Placement::Once {
-            // One node is enough: the first that is there, else the first.
-            let online = |n: &NodeId| nodes.get(n).is_some_and(|n| n.online);
-            let first = places.iter().position(|(n, _)| online(n)).unwrap_or(0);
+            // One node is enough: the first that is there and takes work, else the first.
+            let takes = |n: &NodeId| nodes.get(n).is_some_and(|n| n.online && !n.drained);
+            let first = places.iter().position(|(n, _)| takes(n)).unwrap_or(0);
             places = places.into_iter().skip(first).take(1).collect();
         }
         if places.is_empty() {
             let message = format!("no node holds job {name} and matches");
             return Err(ApiError::new(Code::NO_TARGET, message));
         }
-        let now = meepo_core::run::to_millis(Timestamp::now());
+        let now = to_millis(Timestamp::now());
         let ttl = request.ttl.map_or(DEFAULT_TTL, |d| d.0).min(MAX_TTL);
-        let expires_at =
-            SignedDuration::try_from(ttl).ok().and_then(|ttl| now.checked_add(ttl).ok());
-        let expires_at = expires_at.unwrap_or(Timestamp::MAX);
+        let not_before = not_before(request, now)?;
+        let expires_at = not_before.unwrap_or(now).checked_add(ttl).unwrap_or(Timestamp::MAX);
+        let wait = not_before.map_or(Duration::ZERO, |at| at.duration_since(now).unsigned_abs());
         // A node that never comes back must not leave its requests behind for ever; one
         // that does gets a day to say that they had expired.
-        let lease = self.etcd.grant(ttl + EXPIRED_KEPT).await?;
+        let lease = self.etcd.grant(wait + ttl + EXPIRED_KEPT).await?;
         let (mut runs, mut groups, mut bytes) = (Vec::new(), vec![Vec::new()], 0);
         for (node, assignment) in places {
             let run_id = RunId(Uuid::now_v7());
@@ -308,6 +308,7 @@ impl Ops {
                 job: name.clone(),
                 assignment,
                 requested_at: now,
+                not_before,
                 expires_at,
                 extra: BTreeMap::new(),
             };
@@ -362,6 +363,49 @@ impl Ops {
     }
 }
 
+/// The jobs that `entries` make up, by name.
+fn views(entries: &[Entry]) -> Vec<JobView> {
+    let below = |prefix: &'static str| entries.iter().filter(move |e| e.key.starts_with(prefix));
+    let health: BTreeMap<NodeId, Health> = readable(below(keys::HEALTH), keys::HEALTH);
+    let cronids: HashMap<(NodeId, Name), CronId> = below(keys::CRONIDS)
+        .filter_map(|e| Some((keys::node_and_job(&e.key, keys::CRONIDS)?, decode(&e.value).ok()?)))
+        .collect();
+    let mut views: BTreeMap<Name, JobView> = BTreeMap::new();
+    for entry in below(keys::JOBS) {
+        let Some(name) = keys::last(&entry.key, keys::JOBS) else { continue };
+        match decode::<JobSpec>(&entry.value) {
+            Ok(spec) => {
+                let view = definition(&name, spec, entry.mod_revision);
+                views.insert(name, view);
+            }
+            Err(e) => warn!(job = %name, error = %e, "unreadable definition"),
+        }
+    }
+    for entry in below(keys::ASSIGNMENTS) {
+        let Some((node, name)) = id_of(entry) else { continue };
+        if !views.contains_key(&name) && !is_by_hand(entry) {
+            continue; // Its definition is deleted, and so will it be.
+        }
+        let online = health.contains_key(&node);
+        let current = cronids.get(&(node.clone(), name.clone())).cloned();
+        let on_node = on_node(node, online, entry, current);
+        let view = views.entry(name.clone()).or_insert_with(|| JobView {
+            name,
+            source: JobSource::Etcd,
+            spec: None,
+            revision: None,
+            next: None,
+            nodes: Vec::new(),
+            last_run: None,
+        });
+        if view.source == JobSource::Etcd {
+            view.next = [view.next, next_of(entry)].into_iter().flatten().min();
+        }
+        view.nodes.push(on_node);
+    }
+    views.into_values().collect()
+}
+
 /// Node and job of an assignment's key; for the oldest form the job is the `task_id`.
 fn id_of(entry: &Entry) -> Option<(NodeId, Name)> {
     if let Some(pair) = keys::node_and_job(&entry.key, keys::ASSIGNMENTS) {
@@ -381,7 +425,7 @@ fn definition(name: &Name, spec: JobSpec, revision: i64) -> JobView {
     let when = spec.assignment(None, Vec::new()).validate().ok().flatten();
     let next = when
         .filter(|_| spec.status == JobStatus::Running)
-        .and_then(|w| w.schedule.next_after(Timestamp::now(), &w.timezone));
+        .and_then(|w| w.next_after(Timestamp::now()));
     JobView {
         name: name.clone(),
         source: JobSource::Definition,
@@ -397,7 +441,7 @@ fn next_of(entry: &Entry) -> Option<Timestamp> {
     let assignment = Assignment::from_etcd(&entry.value).ok()?;
     let when = assignment.validate().ok()??;
     match assignment.status {
-        JobStatus::Running => when.schedule.next_after(Timestamp::now(), &when.timezone),
+        JobStatus::Running => when.next_after(Timestamp::now()),
         JobStatus::Pause => None,
     }
 }
@@ -419,4 +463,34 @@ fn on_node(node: NodeId, online: bool, entry: &Entry, current: Option<CronId>) -
         problem,
         current,
     }
+}
+
+/// When a run on request may start at the earliest; none: at once.
+fn not_before(request: &TriggerRequest, now: Timestamp) -> ApiResult<Option<Timestamp>> {
+    let bad = |field: &str, problem: &str, expected: &str| {
+        Err(Invalid::new(Code::BAD_VALUE, field, problem, expected).into())
+    };
+    let (field, at) = match (request.delay, request.at) {
+        (None, None) => return Ok(None),
+        (Some(_), Some(_)) => {
+            return bad("at", "stands beside delay", "either a delay or an instant");
+        }
+        (Some(delay), None) => ("delay", now.checked_add(delay.0).unwrap_or(Timestamp::MAX)),
+        (None, Some(at)) => ("at", at),
+    };
+    if at > now + LONGEST_DELAY {
+        return bad(field, "too far away", "at most 30 days from now");
+    }
+    Ok(Some(to_millis(at)).filter(|at| *at > now))
+}
+
+/// Refuses a schedule that can never fire any more: nobody means that.
+fn not_over(spec: &JobSpec, now: Timestamp) -> Result<(), Invalid> {
+    let Some(when) = spec.assignment(None, Vec::new()).validate()? else { return Ok(()) };
+    if when.schedule.is_reboot() || when.next_after(now).is_some() {
+        return Ok(());
+    }
+    let field = if spec.end_at.is_some_and(|end| end <= now) { "end_at" } else { "schedule" };
+    let problem = format!("it is {} and no slot is left", to_millis(now));
+    Err(Invalid::new(Code::BAD_SCHEDULE, field, problem, "an instant that is still to come"))
 }

@@ -1,6 +1,6 @@
 //! Runs that were and runs that are.
 
-use super::Ops;
+use super::{Ops, follow::is_fresh};
 use crate::error::{ApiError, ApiResult};
 use jiff::Timestamp;
 use meepo_coord::{
@@ -15,9 +15,12 @@ use meepo_core::{
 };
 use meepo_logstore::RunQuery;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// How long a stop request waits for a worker that is away.
 const KILL_TTL: Duration = Duration::from_secs(60);
+/// How long a stop request waits to learn where a new run is.
+const KILL_PATIENCE: Duration = Duration::from_secs(1);
 
 impl Ops {
     /// Runs, newest first.
@@ -49,26 +52,37 @@ impl Ops {
     /// Asks for the end of a run. Kept in etcd until the worker takes it, a minute at
     /// most.
     pub async fn kill(&self, run_id: RunId) -> ApiResult<RunRef> {
-        let known = self.store.get_run(run_id).await;
-        let node = match known {
-            Ok(Some(record)) if record.state.is_final() => {
-                let message = format!("run {run_id} has ended already: {}", record.state);
-                return Err(ApiError::new(Code::CONFLICT, message));
-            }
-            Ok(Some(record)) => record.node,
-            // Too new for the log store, or the log store is away.
-            other => match self.find_run(run_id).await? {
-                Some(node) => node,
-                None => {
-                    other?;
-                    return Err(ApiError::not_found("run", run_id));
+        let deadline = Instant::now() + KILL_PATIENCE;
+        let node = loop {
+            match self.active_at(run_id).await? {
+                Some(node) => break node,
+                // It has begun and nobody has been told yet.
+                None if is_fresh(run_id) && Instant::now() < deadline => {
+                    tokio::time::sleep(KILL_PATIENCE / 20).await;
                 }
-            },
+                None => return Err(ApiError::not_found("run", run_id)),
+            }
         };
         let record = KillRecord { requested_at: Timestamp::now(), extra: Default::default() };
         let lease = self.etcd.grant(KILL_TTL).await?;
         self.etcd.put(&keys::kill(&node, run_id), encode(&record), Some(lease)).await?;
         Ok(RunRef { run_id, node })
+    }
+
+    /// The node of a run that is on its way or active. Errors: it has ended.
+    async fn active_at(&self, run_id: RunId) -> ApiResult<Option<NodeId>> {
+        match self.store.get_run(run_id).await {
+            Ok(Some(record)) if record.state.is_final() => {
+                let message = format!("run {run_id} has ended already: {}", record.state);
+                Err(ApiError::new(Code::CONFLICT, message))
+            }
+            Ok(Some(record)) => Ok(Some(record.node)),
+            // Too new for the log store, or the log store is away.
+            other => match self.find_run(run_id).await? {
+                Some(node) => Ok(Some(node)),
+                None => other.map(|_| None).map_err(ApiError::from),
+            },
+        }
     }
 
     /// The node of a run that the log store does not know yet: it is asked for, or it

@@ -39,6 +39,27 @@ async fn output_is_seen_while_the_process_runs() {
 }
 
 #[tokio::test]
+async fn the_end_of_the_output_can_be_kept() {
+    let server = server().await;
+    let api = server.api();
+    let cmd = "echo begin; head -c 10000000 /dev/zero; printf 'the end\n'";
+    for (keep, shown) in [("tail", "nd\n"), ("both", "be\n")] {
+        apply(&api, json!({"name": keep, "cmd": cmd, "output_limit": 3, "output_keep": keep}))
+            .await;
+        let run = trigger(&api, keep).await;
+        let record = wait_run(&api, &run, &["success"]).await;
+        let written = 6 + 10_000_000 + 8;
+        assert_eq!(
+            (&record["output_bytes"], &record["dropped_bytes"]),
+            (&json!(written), &json!(written - 3)),
+            "{record}"
+        );
+        let follow = server.cli(&["logs", &run, "-f"]).await;
+        assert_eq!(follow.stdout, shown, "{keep}");
+    }
+}
+
+#[tokio::test]
 async fn a_run_is_killed_once() {
     let server = server().await;
     let api = server.api();

@@ -3,6 +3,11 @@
 use super::*;
 use std::collections::HashMap;
 
+/// A slot that is run by whoever wins it.
+fn wanted(slot: Timestamp, run_id: RunId) -> Wanted {
+    Wanted { slot, run_id, runs: true, max_runs: None }
+}
+
 #[tokio::test]
 async fn every_slot_has_one_winner_and_fences_grow() {
     const CLAIMERS: u64 = 8;
@@ -19,7 +24,8 @@ async fn every_slot_has_one_winner_and_fences_grow() {
                 // All at once, slot by slot.
                 barrier.wait().await;
                 let run = run_id(n * 1000 + s as u64);
-                let claim = claims.claim(&name("j"), slot(s), &name("n"), run).await.unwrap();
+                let claim =
+                    claims.claim(&name("j"), &name("n"), wanted(slot(s), run)).await.unwrap();
                 if let Claim::Won { fence } = claim {
                     won.push((s, fence));
                 }
@@ -51,7 +57,8 @@ async fn an_older_slot_is_never_won_after_a_later_one() {
                     // This one remembers nothing: it must not matter.
                     claims = Claims::new(coord.clone());
                 }
-                let claim = claims.claim(&name("j"), slot(s), &name("n"), run).await.unwrap();
+                let claim =
+                    claims.claim(&name("j"), &name("n"), wanted(slot(s), run)).await.unwrap();
                 if let Claim::Won { fence } = claim {
                     won.push((fence, s));
                 }
@@ -65,7 +72,7 @@ async fn an_older_slot_is_never_won_after_a_later_one() {
     assert!(won.len() > 10, "{won:?}");
     assert!(won.is_sorted_by(|a, b| a.0 < b.0 && a.1 < b.1), "in order of the fence: {won:?}");
     // Another job is another matter.
-    let other = Claims::new(coord).claim(&name("k"), slot(0), &name("n"), run_id(9)).await;
+    let other = Claims::new(coord).claim(&name("k"), &name("n"), wanted(slot(0), run_id(9))).await;
     assert!(matches!(other, Ok(Claim::Won { .. })));
 }
 
@@ -77,12 +84,12 @@ async fn a_claim_whose_answer_was_lost_is_found_again() {
     let through = Coord::connect(std::slice::from_ref(&relay.url)).await.unwrap();
     let job = name("j");
     let claims = Claims::new(through.clone());
-    let first = claims.claim(&job, slot(1), &name("n"), run_id(1)).await.unwrap();
+    let first = claims.claim(&job, &name("n"), wanted(slot(1), run_id(1))).await.unwrap();
     let Claim::Won { fence: first } = first else { panic!("{first:?}") };
 
     relay.deaf.store(true, SeqCst);
     let claiming = tokio::spawn(async move {
-        let answer = claims.claim(&job, slot(2), &name("n"), run_id(2)).await;
+        let answer = claims.claim(&job, &name("n"), wanted(slot(2), run_id(2))).await;
         (claims, job, answer)
     });
     let fence = eventually(secs(10), "the claim has taken effect", async || {
@@ -98,12 +105,13 @@ async fn a_claim_whose_answer_was_lost_is_found_again() {
 
     let again = eventually(secs(20), "etcd answers again", async || {
         let run = run_id(2);
-        claims.claim(&job, slot(2), &name("n"), run).await.map_err(|e| e.to_string())
+        claims.claim(&job, &name("n"), wanted(slot(2), run)).await.map_err(|e| e.to_string())
     })
     .await;
     assert_eq!(again, Claim::Won { fence }, "it was this run's");
     // Somebody else's run of the same slot is not.
-    let other = Claims::new(direct).claim(&job, slot(2), &name("m"), run_id(3)).await.unwrap();
+    let other =
+        Claims::new(direct).claim(&job, &name("m"), wanted(slot(2), run_id(3))).await.unwrap();
     assert_eq!(other, Claim::Lost { claimed: slot(2) });
 }
 
@@ -114,11 +122,11 @@ async fn a_claim_in_the_future_tells_and_can_be_deleted() {
     let (job, node) = (name("j"), name("n"));
     let claims = Claims::new(coord.clone());
     let ahead = slot(1_000_000);
-    claims.claim(&job, ahead, &node, run_id(1)).await.unwrap();
-    let lost = claims.claim(&job, slot(1), &node, run_id(2)).await.unwrap();
+    claims.claim(&job, &node, wanted(ahead, run_id(1))).await.unwrap();
+    let lost = claims.claim(&job, &node, wanted(slot(1), run_id(2))).await.unwrap();
     assert_eq!(lost, Claim::Lost { claimed: ahead });
     coord.delete(&keys::claim(&job)).await.unwrap();
-    let won = claims.claim(&job, slot(2), &node, run_id(3)).await.unwrap();
+    let won = claims.claim(&job, &node, wanted(slot(2), run_id(3))).await.unwrap();
     assert!(matches!(won, Claim::Won { .. }), "what is remembered does not stand in the way");
 }
 
@@ -222,4 +230,23 @@ async fn a_lock_of_three_permits_never_has_four_holders() {
     waiting.abort();
     lock::leave(&coord, &name("l"), lease, "y").await.unwrap();
     in_line(&coord, "l", 1).await;
+}
+
+#[tokio::test]
+async fn slots_that_run_are_counted_up_to_a_limit_and_missed_ones_are_not() {
+    let own = Own::start().await;
+    let coord = own.coord().await;
+    let (job, node) = (name("j"), name("n"));
+    let claims = Claims::new(coord.clone());
+    let ask =
+        |n: i64, runs| Wanted { runs, max_runs: Some(2), ..wanted(slot(n), run_id(n as u64)) };
+    for (n, runs) in [(1, true), (2, false), (3, true), (4, false)] {
+        let won = claims.claim(&job, &node, ask(n, runs)).await.unwrap();
+        assert!(matches!(won, Claim::Won { .. }), "{n}: {won:?}");
+    }
+    // Also for one who does not remember.
+    for claims in [claims, Claims::new(coord.clone())] {
+        let end = claims.claim(&job, &node, ask(5, true)).await.unwrap();
+        assert_eq!(end, Claim::Exhausted { runs: 2 });
+    }
 }

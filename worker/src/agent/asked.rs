@@ -54,8 +54,29 @@ impl Agent {
         }
     }
 
+    /// Deletes the requests for runs that were begun already: by a life that died before
+    /// it did so. If they were found out only when they are begun again, what starts
+    /// meanwhile would take them for active.
+    pub(super) async fn without_served(&self, mut entries: Vec<Entry>) -> Vec<Entry> {
+        let prefix = keys::triggers_of(&self.engine.node);
+        let run_id = |e: &Entry| e.key.strip_prefix(&prefix)?.parse::<RunId>().ok();
+        let ids: Vec<_> = entries.iter().filter_map(run_id).collect();
+        if ids.is_empty() {
+            return entries;
+        }
+        // If the disk does not answer, nothing begins anyway.
+        let seen = self.engine.state.seen(ids).await.unwrap_or_default();
+        let served = |e: &mut Entry| run_id(e).is_some_and(|id| seen.contains(&id));
+        for entry in entries.extract_if(.., served) {
+            info!(key = entry.key, "a request that was served in an earlier life");
+            self.engine.delete_key(entry.key);
+        }
+        entries
+    }
+
     async fn triggered(&mut self, run_id: RunId, trigger: TriggerRecord, key: String) {
-        if self.overlap.knows(&trigger.job, run_id) {
+        let known = self.overlap.knows(&trigger.job, run_id) || self.waits.knows(run_id);
+        if known || self.hold.knows(run_id) {
             // Seen again; the key goes when it begins or is turned down.
             return;
         }
@@ -64,9 +85,12 @@ impl Agent {
             job: Some(trigger.job),
             assignment: Arc::new(trigger.assignment),
             slot: trigger.requested_at,
+            attempt: 1,
             cause: Cause::Trigger,
             fence: None,
+            permit: None,
         };
+        let now = Timestamp::now();
         let not_run = |state, code, why: Option<&str>| {
             plan.not_run(&self.engine.node, state, code, why.map(str::to_owned))
         };
@@ -75,12 +99,20 @@ impl Agent {
             let why = Some("ended on request before it started");
             let record = not_run(RunState::Killed, Code::KILLED, why);
             self.engine.turn_down(record, key);
-        } else if Timestamp::now() > trigger.expires_at {
+        } else if now > trigger.expires_at {
             let record = not_run(RunState::Missed, Code::EXPIRED, None);
             self.engine.turn_down(record, key);
         } else {
             let request = Some(Request { key, expires_at: trigger.expires_at });
-            self.start(Asked { plan, request }).await;
+            let asked = Asked { plan, request, lock: None };
+            match trigger.not_before.filter(|at| *at > now) {
+                Some(_) if self.waits.is_full() => {
+                    let why = "too many runs wait for their time on this node";
+                    self.skip(asked, Code::BUSY, why).await;
+                }
+                Some(at) => self.waits.enter(at, asked),
+                None => self.start(asked).await,
+            }
         }
     }
 }

@@ -1,14 +1,20 @@
 //! From a slot that is due to a run that starts, waits, or is recorded as not run.
 
 use super::{
-    Agent, Job, Report,
+    AT_ONCE, Agent, Job, Report,
     overlap::{Asked, Meeting},
+    waits::promise,
 };
-use crate::{engine::Plan, process::KillReason};
+use crate::{
+    engine::Plan,
+    process::KillReason,
+    state::{Queued, WaitEntry},
+};
 use jiff::{SignedDuration, Timestamp};
 use meepo_core::{
     code::Code,
     id::{Name, RunId},
+    job::Assignment,
     misfire::{Due, Policy, due},
     run::{Cause, RunRecord, RunState},
 };
@@ -20,44 +26,46 @@ use uuid::Uuid;
 const BOOT_SLACK: SignedDuration = SignedDuration::from_secs(5);
 
 /// Plans that wait for a free place on this node, at most; more are skipped.
-const MAX_READY: usize = 10_000;
+const MAX_READY: usize = 20_000;
 
 impl Agent {
-    /// Starts everything that is due.
+    /// Starts what is due, up to [`AT_ONCE`] jobs; the timer wakes at once for the rest.
     pub(super) async fn fire_due(&mut self) {
-        loop {
-            let now = Timestamp::now();
-            let ids = self.agenda.pop_due(now);
-            if ids.is_empty() {
-                return;
-            }
-            for id in ids {
-                self.fire(&id, now).await;
-            }
+        let now = Timestamp::now();
+        self.start_waiting(now).await;
+        for _ in 0..AT_ONCE {
+            let Some(number) = self.agenda.pop_due(now) else { return };
+            self.fire(number).await;
         }
     }
 
-    async fn fire(&mut self, id: &Name, now: Timestamp) {
-        if self.once.is_claiming(id) {
+    async fn fire(&mut self, number: u32) {
+        let Some(job) = self.table.at(number) else { return };
+        if self.once.is_claiming(&job.id) {
             // It is looked at again when that is over.
             return;
         }
-        let Some(job) = self.table.jobs.get(id).cloned() else { return };
-        let Some(when) = job.scheduled() else { return };
-        let found = due(when, job.after, now, Policy::from(&*job.assignment));
+        let now = Timestamp::now();
+        let (Some(when), Ok(assignment)) = (job.scheduled(), job.assignment()) else { return };
+        let (delay, left) = (job.delay(), job.runs_left());
+        // As if the clock were behind by the job's delay.
+        let found = due(when, job.after, now - delay, Policy::from(&assignment));
         let last = found.run.iter().map(|(s, _)| *s).chain(found.missed.iter().copied()).max();
         if let Some(last) = last {
-            let late = now.duration_since(last).as_millis();
-            self.engine.metrics.lag_ms.set(i64::try_from(late).unwrap_or(i64::MAX));
+            let late = now.duration_since(last) - delay;
+            self.outlets.progress.looked(late);
+            if let Some(tell) = self.outlets.late {
+                tell(late);
+            }
         }
-        if job.assignment.is_once() {
-            return self.fire_once(id, &job, found);
+        let slots = Slots::new(job, assignment);
+        if slots.assignment.is_once() {
+            return self.fire_once(&slots, found);
         }
-        if let Some(next) = found.next {
-            self.agenda.set(id, next);
-        }
+        self.next_at(&slots, found.next);
+        let id = &slots.id;
         if let Some(last_missed) = found.missed.last() {
-            let records = self.missed(id, &job, &found);
+            let records = self.missed(&slots, &found);
             self.dealt_with(id, *last_missed);
             // The cursor moves with the slots that run; here only when none does.
             let cursor = match found.run.is_empty() {
@@ -68,13 +76,28 @@ impl Agent {
         }
         for (slot, cause) in found.run {
             self.dealt_with(id, slot);
-            self.start(plan(id, &job, slot, cause).into()).await;
+            let asked = slots.plan(slot, cause).into();
+            if self.overlap.slots_to_begin(id) < left {
+                self.start(asked).await;
+            } else {
+                // Should one of those not begin after all, a later slot has its turn.
+                let why = "as many slots as may run are about to";
+                self.skip(asked, Code::OVERLAP, why).await;
+            }
+        }
+    }
+
+    /// Enters the next slot of a job.
+    pub(super) fn next_at(&mut self, slots: &Slots, next: Option<Timestamp>) {
+        let at = next.and_then(|slot| slot.checked_add(slots.delay).ok());
+        if let (Some(at), Some(number)) = (at, self.table.number(&slots.id)) {
+            self.agenda.set(number, at);
         }
     }
 
     /// Every slot of a job up to `slot` begins, waits or is recorded.
     fn dealt_with(&mut self, id: &Name, slot: Timestamp) {
-        if let Some(job) = self.table.jobs.get_mut(id) {
+        if let Some(job) = self.table.get_mut(id) {
             job.after = job.after.max(slot);
         }
     }
@@ -92,13 +115,13 @@ impl Agent {
     /// Lets the cursor of a job follow, now that something of it has begun or is gone.
     pub(super) async fn follow_cursor(&mut self, id: &Name) {
         if self.overlap.unhold(id)
-            && let Some(job) = self.table.jobs.get(id)
+            && let Some(job) = self.table.get(id)
         {
             self.engine.settle(&[], Some((id.clone(), job.after))).await;
         }
     }
 
-    pub(super) fn missed(&self, id: &Name, job: &Job, found: &Due) -> Vec<RunRecord> {
+    pub(super) fn missed(&self, slots: &Slots, found: &Due) -> Vec<RunRecord> {
         let note = |i: usize| {
             let (n, more) = (found.missed_before, found.uncounted);
             let n = if more { format!("more than {n}") } else { n.to_string() };
@@ -106,18 +129,24 @@ impl Agent {
                 .then(|| format!("and {n} slots before it"))
         };
         let record = |(i, slot): (usize, &Timestamp)| {
-            let plan = plan(id, job, *slot, Cause::Schedule);
-            plan.not_run(&self.engine.node, RunState::Missed, Code::MISSED, note(i))
+            let plan = slots.plan(*slot, Cause::Schedule);
+            let why = self.hold.why_missed(*slot).map(str::to_owned);
+            let said: Vec<String> = why.into_iter().chain(note(i)).collect();
+            let why = (!said.is_empty()).then(|| said.join(", "));
+            plan.not_run(&self.engine.node, RunState::Missed, Code::MISSED, why)
         };
         found.missed.iter().enumerate().map(record).collect()
     }
 
     /// `@reboot`: fires if the host has started since the job was last dealt with.
-    pub(super) async fn fire_reboot(&mut self, id: &Name, job: &Job) {
-        let Some(boot) = self.boot else { return };
-        if boot > job.after + BOOT_SLACK {
+    pub(super) async fn fire_reboot(&mut self, id: &Name) {
+        let Some((boot, job)) = self.boot.zip(self.table.get(id)) else { return };
+        let (Some(when), Ok(assignment)) = (job.scheduled(), job.assignment()) else { return };
+        let wanted = when.holds_at(boot) && !job.is_exhausted();
+        if boot > job.after + BOOT_SLACK && wanted {
+            let slots = Slots::new(job, assignment);
             self.dealt_with(id, boot);
-            self.start(plan(id, job, boot, Cause::Reboot).into()).await;
+            self.start(slots.plan(boot, Cause::Reboot).into()).await;
         }
     }
 
@@ -125,9 +154,10 @@ impl Agent {
     pub(super) async fn start(&mut self, asked: Asked) {
         // Only jobs come here; synchronous commands do not overlap with anything.
         let Some(job) = asked.plan.job.clone() else { return };
+        let Some(asked) = self.admit(asked) else { return };
         match self.overlap.meet(&job, &asked.plan) {
             Meeting::Start => {
-                if self.overlap.ready() >= MAX_READY {
+                if self.overlap.ready() + self.overlap.count_locking() >= MAX_READY {
                     let why = "too many runs wait for a place on this node";
                     return self.skip(asked, Code::BUSY, why).await;
                 }
@@ -156,15 +186,15 @@ impl Agent {
     }
 
     /// Records a plan that will not run.
-    async fn skip(&mut self, asked: Asked, code: Code, why: &str) {
+    pub(super) async fn skip(&mut self, asked: Asked, code: Code, why: &str) {
         self.turn_down(asked, RunState::Skipped, code, Some(why.to_owned())).await;
     }
 
     /// Records a plan that will not run, moves the cursor past its slot when nothing
     /// before it has yet to begin, and deletes the key that asked for it.
-    async fn turn_down(
+    pub(super) async fn turn_down(
         &mut self,
-        Asked { plan, request }: Asked,
+        Asked { plan, request, lock: _released }: Asked,
         state: RunState,
         code: Code,
         why: Option<String>,
@@ -173,10 +203,11 @@ impl Agent {
         if let Some(request) = request {
             return self.engine.turn_down(record, request.key);
         }
-        let Some(job) = plan.job.filter(|_| plan.fence.is_none()) else {
+        let moves_cursor = plan.fence.is_none() && plan.attempt == 1;
+        let Some(job) = plan.job.filter(|_| moves_cursor) else {
             return self.engine.settle(&[record], None).await;
         };
-        match self.table.jobs.get(&job).map(|j| j.after) {
+        match self.table.get(&job).map(|j| j.after) {
             // The newest slot there is: record and cursor in one.
             Some(after) if after == plan.slot => {
                 let cursor = self.cursor_to(&job, plan.slot);
@@ -194,7 +225,10 @@ impl Agent {
 
     /// Ends a run that waits for its turn. Answers whether there was one.
     pub(super) async fn kill_waiting(&mut self, run_id: RunId) -> bool {
-        let Some(asked) = self.overlap.take(run_id) else { return false };
+        let waits = self.overlap.take(run_id).or_else(|| self.hold.take(run_id));
+        let Some(asked) = waits else {
+            return self.kill_later(run_id).await;
+        };
         let job = asked.plan.job.clone();
         let why = Some("ended on request before it started".to_owned());
         self.turn_down(asked, RunState::Killed, Code::KILLED, why).await;
@@ -221,9 +255,18 @@ impl Agent {
 
     /// Begins what is ready while there are places.
     pub(super) async fn begin_ready(&mut self) {
-        while self.overlap.ready() > 0 {
-            let Ok(place) = self.places.clone().try_acquire_owned() else { return };
-            let Some(asked) = self.overlap.next() else { return };
+        if self.hold.disk() {
+            return;
+        }
+        while let Some(mut asked) = self.overlap.next() {
+            Self::check_lock(&mut asked);
+            if let Some(spec) = asked.needs_lock().cloned() {
+                self.ask_lock(spec, asked);
+                continue;
+            }
+            let Ok(place) = self.places.clone().try_acquire_owned() else {
+                return self.overlap.put_back(asked);
+            };
             let (Some(job), run_id) = (asked.plan.job.clone(), asked.plan.run_id) else { continue };
             if asked.request.as_ref().is_some_and(|r| Timestamp::now() > r.expires_at) {
                 self.overlap.release(&job, run_id);
@@ -232,21 +275,54 @@ impl Agent {
                 continue;
             }
             self.overlap.begun(&job, run_id);
+            self.count(&asked.plan);
             let begun = self.engine.begin(&asked.plan).await;
             self.follow_cursor(&job).await;
+            self.next_locking(&job);
             let (engine, reports) = (self.engine.clone(), self.reports.clone());
-            tokio::spawn(async move {
-                engine.execute(asked.plan, begun, asked.request.map(|r| r.key)).await;
-                drop(place);
-                let _ = reports.send(Report::Ended { job, run_id }).await;
+            self.tasks.spawn(async move {
+                let begun = match begun {
+                    Ok(queued) => queued.await,
+                    Err(e) => Err(e),
+                };
+                if matches!(&begun, Err(e) if e.refused()) {
+                    engine.refused(run_id);
+                    drop(place);
+                    let _ = reports.send(Report::Refused { job, asked: Box::new(asked) }).await;
+                    return;
+                }
+                let begun = Ok(Queued::ready(begun));
+                let Asked { plan, request, lock } = asked;
+                let again = plan.clone();
+                let next = move |ended: &RunRecord| promise(&again, ended, Timestamp::now());
+                let over = engine.execute(plan, begun, request.map(|r| r.key), next).await;
+                drop((place, lock));
+                let next = over.and_then(|over| over.next);
+                let _ = reports.send(Report::Ended { job, run_id, next }).await;
             });
         }
     }
 
     /// A run is over: what waited for it, or for its place, may start.
-    pub(super) async fn ended(&mut self, job: Name, run_id: RunId) {
+    pub(super) async fn ended(&mut self, job: Name, run_id: RunId, next: Option<WaitEntry>) {
         self.overlap.release(&job, run_id);
+        if let Some(wait) = next {
+            self.promised(wait).await;
+        }
         self.begin_ready().await;
+    }
+
+    /// Counts a scheduled run that begins.
+    fn count(&mut self, plan: &Plan) {
+        if !is_counted(plan) {
+            return;
+        }
+        let Some(number) = plan.job.as_ref().and_then(|id| self.table.number(id)) else { return };
+        let Some(job) = plan.job.as_ref().and_then(|id| self.table.get_mut(id)) else { return };
+        job.runs = job.runs.saturating_add(1);
+        if job.is_exhausted() {
+            self.agenda.remove(number);
+        }
     }
 
     /// The worker shuts down: slots that were claimed and will not begin are recorded,
@@ -254,13 +330,15 @@ impl Agent {
     /// requests stay in etcd.
     pub(super) async fn wind_up(&mut self) {
         self.inbox.close();
-        let mut plans: Vec<Plan> = self.overlap.drain().into_iter().map(|a| a.plan).collect();
+        let waiting = self.overlap.drain().into_iter().chain(self.hold.take_claimed());
+        let mut plans: Vec<Plan> = waiting.map(|a| a.plan).collect();
         while let Some(report) = self.inbox.recv().await {
             if let Report::Won(plan) = report {
                 plans.push(*plan);
             }
         }
-        let claimed = plans.iter().filter(|p| p.fence.is_some());
+        // A further attempt is promised, and stays so.
+        let claimed = plans.iter().filter(|p| p.fence.is_some() && p.attempt == 1);
         let records: Vec<_> = claimed.map(|p| super::once::not_begun(&self.engine, p)).collect();
         if !records.is_empty() {
             self.engine.settle(&records, None).await;
@@ -268,13 +346,36 @@ impl Agent {
     }
 }
 
-pub(super) fn plan(id: &Name, job: &Job, slot: Timestamp, cause: Cause) -> Plan {
-    Plan {
-        run_id: RunId(Uuid::now_v7()),
-        job: Some(id.clone()),
-        assignment: Arc::clone(&job.assignment),
-        slot,
-        cause,
-        fence: None,
+/// Whether a run is one of those that `max_runs` bounds. The claims of a job that runs
+/// once count by themselves.
+pub(super) fn is_counted(plan: &Plan) -> bool {
+    let slot = matches!(plan.cause, Cause::Schedule | Cause::Misfire | Cause::Reboot);
+    slot && plan.attempt == 1 && plan.fence.is_none()
+}
+
+/// What the slots of one job that are due have in common.
+pub(super) struct Slots {
+    pub(super) id: Name,
+    pub(super) assignment: Arc<Assignment>,
+    /// How much later they start.
+    delay: SignedDuration,
+}
+
+impl Slots {
+    pub(super) fn new(job: &Job, assignment: Assignment) -> Self {
+        Self { id: job.id.clone(), assignment: Arc::new(assignment), delay: job.delay() }
+    }
+
+    pub(super) fn plan(&self, slot: Timestamp, cause: Cause) -> Plan {
+        Plan {
+            run_id: RunId(Uuid::now_v7()),
+            job: Some(self.id.clone()),
+            assignment: self.assignment.clone(),
+            slot,
+            attempt: 1,
+            cause,
+            fence: None,
+            permit: None,
+        }
     }
 }

@@ -1,14 +1,24 @@
-//! The heart of the worker: one task that owns the jobs, knows what is due and decides
-//! what starts. Nothing in it waits for the network or for a process; runs are tasks
-//! of their own and report back.
+//! The heart of the worker: it owns the jobs, knows what is due and decides what starts.
+//! Nothing in it waits for the network or for a process; runs are tasks of their own and
+//! report back.
+//!
+//! It has a thread to itself, of a real-time priority where the host allows that: however
+//! busy its jobs keep the processors, slots are seen on time.
 
+mod adopt;
 mod asked;
 mod fire;
+mod hold;
+mod load;
+mod locks;
 mod once;
 mod overlap;
 mod table;
 #[cfg(test)]
 mod tests;
+mod waits;
+
+pub(crate) use waits::promise;
 
 use crate::{
     agenda::Agenda,
@@ -16,38 +26,40 @@ use crate::{
     engine::{Engine, Plan},
     health::Registration,
     progress::Progress,
-    state::SnapshotEntry,
+    state::{Cursor, WaitEntry},
     timer::{WallTimer, Woken},
 };
+use anyhow::Context;
+use hold::{Hold, Why};
 use jiff::{SignedDuration, Timestamp};
-use meepo_coord::{
-    Entry, Etcd,
-    claim::Claims,
-    keys,
-    records::ClaimRecord,
-    watch::{Batch, Change},
-};
+use locks::{Held, Locks};
+use meepo_coord::{Etcd, claim::Claims, lease::LeaseState, records::ClaimRecord, watch::Batch};
 use meepo_core::{
-    code::Code,
-    error::Invalid,
     id::{Name, RunId},
-    job::Assignment,
     node::{MAX_PROBLEMS, Problem},
 };
 use once::{Once, Round};
-use overlap::Overlap;
+use overlap::{Asked, Overlap};
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::Duration,
 };
-use table::{Job, Table, read};
-use tokio::sync::{Semaphore, mpsc, watch};
+use table::{Job, Table};
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, mpsc, oneshot, watch},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
+use uuid::Uuid;
+use waits::Waits;
 
 /// How long a starting worker waits for etcd before it goes on with what it knew.
 const SNAPSHOT_AFTER: Duration = Duration::from_secs(3);
+
+/// Jobs, or reports, that are looked at before the agent looks at other things again.
+const AT_ONCE: usize = 256;
 
 /// A clock that goes back by more than this was wrong before.
 const CORRECTION: SignedDuration = SignedDuration::from_hours(3);
@@ -63,23 +75,15 @@ pub struct Status {
     pub problems_total: u64,
 }
 
-impl Status {
-    /// Adds that the scheduler does not get on, before everything else.
-    pub fn add(&mut self, trouble: Option<&String>) {
-        if let Some(reason) = trouble {
-            self.problems.truncate(MAX_PROBLEMS - 1);
-            let problem = Problem { subject: "scheduler".to_owned(), reason: reason.clone() };
-            self.problems.insert(0, problem);
-            self.problems_total += 1;
-        }
-    }
-}
-
 /// What tasks report back.
 #[derive(Debug)]
 pub(crate) enum Report {
-    /// A run of a job is over.
-    Ended { job: Name, run_id: RunId },
+    /// A run of a job is over; what was promised with its end.
+    Ended { job: Name, run_id: RunId, next: Option<WaitEntry> },
+    /// The disk has refused the beginning of a run.
+    Refused { job: Name, asked: Box<Asked> },
+    /// A run holds the lock that it needs, or why it does not.
+    Locked { run_id: RunId, ticket: Uuid, held: Result<Held, String> },
     /// The last claim of a job that runs once, with its revision.
     Claimed { job: Name, claim: Option<Box<(ClaimRecord, i64)>> },
     /// A round of claims is over.
@@ -97,6 +101,12 @@ pub struct Outlets {
     pub progress: Arc<Progress>,
     /// Whether this node is this worker's.
     pub registration: watch::Receiver<Registration>,
+    /// The node's lease.
+    pub lease: watch::Receiver<LeaseState>,
+    /// Its time.
+    pub lease_ttl: Duration,
+    /// Told of each slot how late it is looked at.
+    pub late: Option<fn(SignedDuration)>,
 }
 
 /// The agent's parts.
@@ -106,15 +116,24 @@ pub struct Agent {
     table: Table,
     agenda: Agenda,
     overlap: Overlap,
+    waits: Waits,
+    locks: Locks,
     once: Once,
+    hold: Hold,
     early_kills: EarlyKills,
     /// Processes that may run at the same time.
     places: Arc<Semaphore>,
     reports: mpsc::Sender<Report>,
     inbox: mpsc::Receiver<Report>,
     outlets: Outlets,
+    /// Where runs and whatever waits for the network live.
+    tasks: Handle,
     /// Cursors of the last life of this worker, until etcd has been heard once.
-    cursors: HashMap<Name, Timestamp>,
+    cursors: HashMap<Name, Cursor>,
+    /// Whether the jobs of this node are known, from etcd or of the last life.
+    loaded: bool,
+    /// Jobs whose schedule has just started anew, with the instant from which on.
+    fresh: Vec<(Name, Timestamp)>,
     /// Assignments of the last life.
     snapshot: BTreeMap<String, Vec<u8>>,
     /// When the host started.
@@ -123,7 +142,8 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// An agent that knows what the worker's state file knows.
+    /// An agent that knows what the worker's state file knows. Runs live on the runtime
+    /// that this is called on.
     pub async fn new(
         engine: Arc<Engine>,
         etcd: Etcd,
@@ -133,66 +153,112 @@ impl Agent {
     ) -> anyhow::Result<Self> {
         let (reports, inbox) = mpsc::channel(1024);
         let cursors = engine.state.cursors().await?.into_iter().collect();
+        let mut waits = Waits::default();
+        for wait in engine.state.waits().await? {
+            waits.promised(wait);
+        }
         let snapshot = engine.state.load_snapshot().await?;
         let snapshot = snapshot.into_iter().map(|e| (e.key, e.value)).collect();
+        let locks = Locks::new(engine.clone(), outlets.lease_ttl);
         Ok(Self {
             engine,
+            locks,
             once: Once::new(Claims::new(etcd.clone())),
+            waits,
             early_kills: EarlyKills::default(),
             etcd,
             table: Table::default(),
             agenda: Agenda::default(),
             overlap: Overlap::default(),
+            hold: Hold::default(),
             places: Arc::new(Semaphore::new(max_running)),
             reports,
             inbox,
             outlets,
+            tasks: Handle::current(),
             cursors,
+            loaded: false,
+            fresh: Vec::new(),
             snapshot,
             boot: boot_time(),
             stop,
         })
     }
 
-    /// Works until shutdown begins.
+    /// Works until shutdown begins, on a thread of its own.
     ///
     /// # Errors
-    /// When the kernel gives no timer.
-    pub async fn run(mut self, mut etcd: mpsc::Receiver<Batch>) -> anyhow::Result<()> {
+    /// When the kernel gives no timer or no thread.
+    pub async fn run(self, etcd: mpsc::Receiver<Batch>) -> anyhow::Result<()> {
+        let (tx, over) = oneshot::channel();
+        let work = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let worked = runtime
+                .context("cannot start the scheduler")
+                .and_then(|runtime| runtime.block_on(self.work(etcd)));
+            // Nobody waits if the worker was dropped.
+            let _ = tx.send(worked);
+        };
+        std::thread::Builder::new().name("scheduler".into()).spawn(work)?;
+        over.await.context("the scheduler has panicked")?
+    }
+
+    async fn work(mut self, mut etcd: mpsc::Receiver<Batch>) -> anyhow::Result<()> {
         let timer = WallTimer::new()?;
         let mut heard = false;
+        let mut preferred = false;
         let patience = tokio::time::sleep(SNAPSHOT_AFTER);
         tokio::pin!(patience);
         let stop = self.stop.clone();
         let mut registration = self.outlets.registration.clone();
+        let mut drain = self.engine.drain.clone();
+        let mut refusal = self.engine.state.refusal();
         loop {
             let registered = registration.borrow_and_update().clone();
             // Two workers under one id would run everything twice.
             let taken = matches!(registered, Registration::Taken { .. });
-            let head = self.agenda.head().filter(|_| !taken);
-            self.outlets.progress.passed(Timestamp::now(), head);
+            let drained = drain.borrow_and_update().drain().map(|d| d.requested_at);
+            let disk = refusal.borrow_and_update().is_some();
+            let why = Why { taken, drained, disk };
+            self.turn(why).await;
+            let heads = [self.agenda.head(), self.next_wait()].into_iter().flatten();
+            let head = heads.min().filter(|_| !why.any());
+            self.outlets.progress.passed(Timestamp::now(), head, self.queue());
             timer.set(head)?;
             tokio::select! {
                 () = stop.cancelled() => break,
                 changed = registration.changed() => if changed.is_err() { break },
+                Ok(()) = drain.changed() => {}
+                Ok(()) = refusal.changed() => {}
                 batch = etcd.recv(), if registered == Registration::Done => {
                     let Some(batch) = batch else { break };
                     heard = true;
                     self.heard(batch).await;
                 }
-                Some(report) = self.inbox.recv() => self.reported(report).await,
+                Some(report) = self.inbox.recv() => {
+                    self.reported(report).await;
+                    // Many runs may end together.
+                    for _ in 0..AT_ONCE {
+                        let Ok(report) = self.inbox.try_recv() else { break };
+                        self.reported(report).await;
+                    }
+                }
                 () = &mut patience, if !heard && !taken => {
                     heard = true;
                     self.load_snapshot().await;
                 }
                 woken = timer.wait() => {
-                    if woken == Woken::ClockSet {
+                    if woken? == Woken::ClockSet {
                         warn!("the wall clock was set; looking at all schedules anew");
                         self.reschedule().await;
                     }
                 }
             }
-            if !taken {
+            // Not before: taking in many jobs is no business of an instant.
+            if self.loaded && !std::mem::replace(&mut preferred, true) {
+                prefer();
+            }
+            if !why.any() && !self.engine.holds() {
                 self.fire_due().await;
             }
         }
@@ -200,198 +266,11 @@ impl Agent {
         Ok(())
     }
 
-    /// Goes on with the assignments of the last life, as etcd cannot be heard.
-    async fn load_snapshot(&mut self) {
-        let entries: Vec<Entry> = std::mem::take(&mut self.snapshot)
-            .into_iter()
-            .map(|(key, value)| Entry { key, value, mod_revision: 0, create_revision: 0 })
-            .collect();
-        if entries.is_empty() {
-            return;
-        }
-        warn!(jobs = entries.len(), "etcd cannot be reached; going on with the last known jobs");
-        let now = Timestamp::now();
-        for entry in &entries {
-            self.load(entry, now, true).await;
-        }
-        self.cursors.clear();
-        self.tell();
-    }
-
-    async fn heard(&mut self, batch: Batch) {
-        let now = Timestamp::now();
-        match batch {
-            Batch::Reset { entries, .. } => self.reset(entries, now).await,
-            Batch::Changes(changes) => {
-                for change in changes {
-                    self.changed(change, now).await;
-                }
-            }
-        }
-        self.tell();
-    }
-
-    /// Makes the table agree with everything there is.
-    async fn reset(&mut self, entries: Vec<Entry>, now: Timestamp) {
-        let assignments = keys::assignments_of(&self.engine.node);
-        let (held, others): (Vec<_>, Vec<_>) =
-            entries.into_iter().partition(|e| e.key.starts_with(&assignments));
-        let keys: HashSet<&str> = held.iter().map(|e| e.key.as_str()).collect();
-        let gone: Vec<String> = self
-            .table
-            .jobs
-            .values()
-            .map(|j| &j.key)
-            .chain(self.table.problems.keys())
-            .filter(|k| !keys.contains(k.as_str()))
-            .cloned()
-            .collect();
-        for key in gone {
-            self.unload(&key).await;
-        }
-        for entry in &held {
-            let known = self.snapshot.get(&entry.key);
-            let same = known.is_some_and(|old| same_schedule(old, &entry.value));
-            self.load(entry, now, same).await;
-        }
-        // From here on the table itself knows what was there before.
-        self.snapshot.clear();
-        let listed: HashSet<&Name> = self.table.jobs.keys().collect();
-        let stale: Vec<Name> =
-            self.cursors.keys().filter(|job| !listed.contains(job)).cloned().collect();
-        self.cursors.clear();
-        for job in stale {
-            self.forget(job).await;
-        }
-        let snapshot = held.into_iter().map(remember).collect();
-        if let Err(e) = self.engine.state.replace_snapshot(snapshot).await {
-            warn!(error = %e, "cannot keep the jobs for times without etcd");
-        }
-        for entry in others {
-            self.asked(entry).await;
-        }
-    }
-
-    async fn changed(&mut self, change: Change, now: Timestamp) {
-        let assignments = keys::assignments_of(&self.engine.node);
-        match change {
-            Change::Put(entry) if entry.key.starts_with(&assignments) => {
-                self.load(&entry, now, false).await;
-                let kept = self.engine.state.put_snapshot_later(remember(entry)).await;
-                if let Err(e) = kept {
-                    warn!(error = %e, "cannot keep the job for times without etcd");
-                }
-            }
-            Change::Put(entry) => self.asked(entry).await,
-            Change::Delete { key, .. } if key.starts_with(&assignments) => {
-                self.unload(&key).await;
-                if let Err(e) = self.engine.state.delete_snapshot_later(key).await {
-                    warn!(error = %e, "cannot forget the job for times without etcd");
-                }
-            }
-            Change::Delete { .. } => {}
-        }
-    }
-
-    /// Takes an assignment in. `resume`: it is the one this worker held in its last
-    /// life, so the slots since then count as missed.
-    async fn load(&mut self, entry: &Entry, now: Timestamp, resume: bool) {
-        let (id, assignment, when) = match read(&self.engine.node, entry) {
-            Ok(read) => read,
-            Err(e) => return self.refuse(&entry.key, &e).await,
-        };
-        if let Some(other) = self.table.jobs.get(&id).filter(|j| j.key != entry.key) {
-            let e = Invalid::new(
-                Code::CONFLICT,
-                "(key)",
-                format!("job {id} stands at {} already", other.key),
-                "one key per job",
-            );
-            return self.refuse(&entry.key, &e).await;
-        }
-        // The oldest form of key may name another job than before.
-        if self.table.at_key(&entry.key).is_some_and(|old| old != id) {
-            self.unload(&entry.key).await;
-        }
-        self.table.problems.remove(&entry.key);
-        let after = match self.table.jobs.get(&id) {
-            Some(old) if *old.assignment == assignment => return,
-            Some(old) if old.same_schedule(&assignment) => Some(old.after),
-            Some(_) => {
-                let why = "the job's schedule was changed before the slot began";
-                self.drop_slots(&id, why).await;
-                None
-            }
-            None if resume => self.cursors.get(&id).copied(),
-            None => None,
-        };
-        debug!(job = %id, express = assignment.express, "job loaded");
-        let after = match after {
-            // crond(8) takes a change of more than three hours for a correction.
-            Some(after) if after > now + CORRECTION => {
-                warn!(job = %id, %after, "the clock was far ahead; the schedule starts anew");
-                self.forget(id.clone()).await;
-                None
-            }
-            after => after,
-        };
-        let fresh = after.is_none();
-        let job = Job {
-            key: entry.key.clone(),
-            assignment: Arc::new(assignment),
-            when,
-            after: after.unwrap_or(now),
-        };
-        if fresh {
-            // From now on the worker answers for every slot, also over a restart. A cursor
-            // ahead of now, of a clock that went back, would swallow slots.
-            self.forget(id.clone()).await;
-            self.overlap.forget_cursor(&id);
-            self.engine.settle(&[], Some((id.clone(), now))).await;
-        }
-        self.agenda.remove(&id);
-        self.table.jobs.insert(id.clone(), job.clone());
-        if job.assignment.is_once() {
-            self.ask_claimed(&id);
-        } else if job.scheduled().is_some_and(|w| w.schedule.is_reboot()) {
-            self.fire_reboot(&id, &job).await;
-        } else {
-            self.schedule(&id);
-        }
-    }
-
-    async fn refuse(&mut self, key: &str, e: &Invalid) {
-        self.unload(key).await;
-        if self.table.problems.insert(key.to_owned(), e.to_string()).as_ref()
-            != Some(&e.to_string())
-        {
-            warn!(key, error = %e, "assignment cannot be used");
-        }
-    }
-
-    async fn unload(&mut self, key: &str) {
-        self.table.problems.remove(key);
-        if let Some(id) = self.table.at_key(key) {
-            debug!(job = %id, "job unloaded");
-            self.agenda.remove(&id);
-            self.table.jobs.remove(&id);
-            self.table.ahead.remove(&keys::claim(&id));
-            self.drop_slots(&id, "the job was removed before the slot began").await;
-            self.overlap.forget_cursor(&id);
-            self.once.forget(&id);
-            self.forget(id).await;
-        }
-    }
-
-    async fn forget(&self, job: Name) {
-        if let Err(e) = self.engine.state.forget_job_later(job).await {
-            warn!(error = %e, "cannot forget the cursor of a job");
-        }
-    }
-
     async fn reported(&mut self, report: Report) {
         match report {
-            Report::Ended { job, run_id } => self.ended(job, run_id).await,
+            Report::Ended { job, run_id, next } => self.ended(job, run_id, next).await,
+            Report::Refused { job, asked } => self.refused(job, *asked).await,
+            Report::Locked { run_id, ticket, held } => self.locked(run_id, ticket, held).await,
             Report::Won(plan) => self.start((*plan).into()).await,
             Report::Claimed { job, claim } => {
                 self.found_claimed(&job, claim.map(|c| *c)).await;
@@ -400,39 +279,12 @@ impl Agent {
         }
     }
 
-    /// Enters a job's next slot, which may be one that has passed.
-    fn schedule(&mut self, id: &Name) {
-        self.agenda.remove(id);
-        let Some(job) = self.table.jobs.get(id) else { return };
-        let Some(when) = job.scheduled() else { return };
-        if let Some(next) = when.schedule.next_after(job.after, &when.timezone) {
-            self.agenda.set(id, next);
-        }
-    }
-
-    /// Looks at every schedule again after the clock was set. When it went back a
-    /// little, slots up to the cursor are not run again; when it went back far, the time
-    /// before was wrong and the schedules start anew.
-    async fn reschedule(&mut self) {
-        let now = Timestamp::now();
-        let ids: Vec<Name> = self.table.jobs.keys().cloned().collect();
-        for id in ids {
-            let ahead = self.table.jobs.get_mut(&id).filter(|job| job.after > now + CORRECTION);
-            if let Some(job) = ahead {
-                job.after = now;
-                self.forget(id.clone()).await;
-                self.engine.settle(&[], Some((id.clone(), now))).await;
-            }
-            self.schedule(&id);
-        }
-    }
-
     /// Tells the health record what is held.
     fn tell(&self) {
         let problems = self.table.problems.iter().chain(&self.table.ahead);
         let total = self.table.problems.len() + self.table.ahead.len();
         let status = Status {
-            jobs: self.table.jobs.len() as u64,
+            jobs: self.table.len() as u64,
             problems: problems
                 .take(MAX_PROBLEMS)
                 .map(|(k, r)| Problem { subject: k.clone(), reason: r.clone() })
@@ -449,25 +301,20 @@ impl Agent {
     }
 }
 
-fn remember(entry: Entry) -> SnapshotEntry {
-    SnapshotEntry { key: entry.key, mod_revision: entry.mod_revision, value: entry.value }
-}
-
-/// Whether two values of a key follow the same schedule.
-fn same_schedule(old: &[u8], new: &[u8]) -> bool {
-    if old == new {
-        return true;
+/// Gives the calling thread a priority over the processes it starts: these are started by
+/// other threads, and on Linux each thread has its own. A better nice value alone would not
+/// do: a process that is at it may finish its slice of some milliseconds first
+/// (sched(7)). Real-time round robin may not: this thread sleeps nearly always.
+fn prefer() {
+    use thread_priority::{
+        RealtimeThreadSchedulePolicy::RoundRobin, ThreadPriority, ThreadSchedulePolicy,
+        set_thread_priority_and_policy, thread_native_id,
+    };
+    let policy = ThreadSchedulePolicy::Realtime(RoundRobin);
+    let set = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, policy);
+    if let Err(e) = set {
+        debug!(error = ?e, "slots may be seen late while jobs keep all processors busy");
     }
-    let (Ok(old), Ok(new)) = (Assignment::from_etcd(old), Assignment::from_etcd(new)) else {
-        return false;
-    };
-    let job = Job {
-        key: String::new(),
-        assignment: Arc::new(old),
-        when: None,
-        after: Timestamp::UNIX_EPOCH,
-    };
-    job.same_schedule(&new)
 }
 
 /// When the host started, from `btime` in proc_stat(5).

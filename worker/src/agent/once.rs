@@ -1,11 +1,11 @@
 //! Jobs that run once in the cluster: their slots are claimed in etcd, in a task of
 //! their own, one of a job at a time and in order. What cannot be claimed stays due.
 
-use super::{Agent, CORRECTION, Job, Report, fire::plan};
+use super::{Agent, CORRECTION, Report, fire::Slots, overlap::Meeting};
 use crate::engine::{Engine, Plan};
 use jiff::Timestamp;
 use meepo_coord::{
-    claim::{Claim, Claims},
+    claim::{Claim, Claims, Wanted},
     keys,
     records::{ClaimRecord, decode},
 };
@@ -57,6 +57,11 @@ impl Once {
         self.claiming.contains(job)
     }
 
+    /// How many tasks claim.
+    pub(super) fn claiming(&self) -> usize {
+        self.claiming.len()
+    }
+
     /// Forgets a job that is gone.
     pub(super) fn forget(&mut self, job: &Name) {
         self.open.remove(job);
@@ -74,35 +79,40 @@ pub(crate) struct Round {
     open: Option<(Timestamp, RunId)>,
     /// A claim that lies in the future.
     ahead: Option<Timestamp>,
+    /// How many slots have run in the cluster, if a claim told.
+    runs: Option<u32>,
 }
 
 /// A slot to be claimed.
 enum Slot {
-    /// To be run by whoever wins it.
-    Run(Plan),
+    /// To be run by whoever wins it, and whether it will begin here or meet a run that
+    /// keeps it from beginning.
+    Run(Plan, bool),
     /// Past; whoever wins it records that it was missed.
     Missed(Box<RunRecord>),
 }
 
 impl Agent {
     /// Claims what is due; whoever wins runs or records it.
-    pub(super) fn fire_once(&mut self, id: &Name, job: &Job, found: Due) {
+    pub(super) fn fire_once(&mut self, slots: &Slots, found: Due) {
         if found.run.is_empty() && found.missed.is_empty() {
-            if let Some(next) = found.next {
-                self.agenda.set(id, next);
-            }
-            return;
+            return self.next_at(slots, found.next);
         }
-        let place = job.assignment.once.iter().position(|n| *n == self.engine.node);
+        let (id, once) = (&slots.id, &slots.assignment.once);
+        let place = once.iter().position(|n| *n == self.engine.node);
         // Not in the order (put by hand, say): behind everybody who is.
-        let place = u32::try_from(place.unwrap_or(job.assignment.once.len())).unwrap_or(u32::MAX);
-        let missed = self.missed(id, job, &found).into_iter().map(|r| Slot::Missed(Box::new(r)));
-        let run = found.run.iter().map(|(slot, cause)| Slot::Run(plan(id, job, *slot, *cause)));
+        let place = u32::try_from(place.unwrap_or(once.len())).unwrap_or(u32::MAX);
+        let missed = self.missed(slots, &found).into_iter().map(|r| Slot::Missed(Box::new(r)));
+        let run = found.run.iter().map(|(slot, cause)| {
+            let plan = slots.plan(*slot, *cause);
+            let begins = self.overlap.meet(id, &plan) != Meeting::Skip;
+            Slot::Run(plan, begins)
+        });
         let mut todo: Vec<Slot> = missed.chain(run).collect();
-        if let Some((slot, run_id)) = self.once.open.remove(id) {
+        if let Some((slot, run_id)) = self.once.open.get(id).copied() {
             for item in &mut todo {
                 match item {
-                    Slot::Run(plan) if plan.slot == slot => plan.run_id = run_id,
+                    Slot::Run(plan, _) if plan.slot == slot => plan.run_id = run_id,
                     Slot::Missed(record) if record.slot == slot => record.run_id = run_id,
                     _ => {}
                 }
@@ -115,16 +125,23 @@ impl Agent {
             reports: self.reports.clone(),
             stop: self.stop.clone(),
             job: id.clone(),
+            max_runs: slots.assignment.max_runs,
         };
-        tokio::spawn(claiming.all(todo, STAGGER.saturating_mul(place)));
+        self.tasks.spawn(claiming.all(todo, STAGGER.saturating_mul(place)));
     }
 
     /// A round of claims is over: what it left is due still, or again.
     pub(super) fn claimed(&mut self, id: &Name, round: Round) {
         self.once.claiming.remove(id);
-        let Some(job) = self.table.jobs.get_mut(id) else { return };
+        let Some(job) = self.table.get_mut(id) else { return };
+        if let Some(runs) = round.runs {
+            job.runs = runs;
+        }
         if let Some(dealt_with) = round.dealt_with {
             job.after = job.after.max(dealt_with);
+            if self.once.open.get(id).is_some_and(|(slot, _)| *slot <= dealt_with) {
+                self.once.open.remove(id);
+            }
             self.claim_ahead(id, round.ahead);
             self.once.stuck.remove(id);
         }
@@ -161,7 +178,7 @@ impl Agent {
     pub(super) fn ask_claimed(&self, job: &Name) {
         let (etcd, job, reports) = (self.etcd.clone(), job.clone(), self.reports.clone());
         let stop = self.stop.clone();
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             let mut backoff = Backoff::new(Duration::from_secs(5));
             loop {
                 match etcd.get(&keys::claim(&job)).await {
@@ -188,18 +205,20 @@ impl Agent {
     /// How far the slots of a job were claimed when it was loaded.
     pub(super) async fn found_claimed(&mut self, id: &Name, claim: Option<(ClaimRecord, i64)>) {
         let first = self.once.looked_at.insert(id.clone());
-        let Some(job) = self.table.jobs.get_mut(id) else { return };
+        let Some(job) = self.table.get_mut(id) else { return };
         let now = Timestamp::now();
         let ahead = claim.as_ref().map(|(c, _)| c.slot).filter(|at| *at > now + CORRECTION);
         if let Some((claim, fence)) = claim.filter(|_| ahead.is_none()) {
             job.after = job.after.max(claim.slot);
+            job.runs = claim.runs;
             // What this life claims, it begins or records itself.
             let mine = first && claim.node == self.engine.node && claim.slot > now - HORIZON;
-            if mine && !self.overlap.knows(id, claim.run_id) {
+            let mine = mine && !self.overlap.knows(id, claim.run_id);
+            if let Some(assignment) = mine.then(|| job.assignment().ok()).flatten() {
                 let claimed = Plan {
                     run_id: claim.run_id,
                     fence: Some(fence),
-                    ..plan(id, job, claim.slot, Cause::Schedule)
+                    ..Slots::new(job, assignment).plan(claim.slot, Cause::Schedule)
                 };
                 let why = "this node claimed the slot and its worker died before it began".into();
                 let (state, code) = (RunState::Lost, Code::LOST);
@@ -220,6 +239,7 @@ struct Claiming {
     reports: mpsc::Sender<Report>,
     stop: CancellationToken,
     job: Name,
+    max_runs: Option<u32>,
 }
 
 impl Claiming {
@@ -240,13 +260,22 @@ impl Claiming {
         let mut round = Round::default();
         for item in todo {
             let (slot, run_id) = match &item {
-                Slot::Run(plan) => (plan.slot, plan.run_id),
+                Slot::Run(plan, _) => (plan.slot, plan.run_id),
                 Slot::Missed(record) => (record.slot, record.run_id),
             };
-            let Some(claim) = self.claim(slot, run_id, give_up).await else {
+            // Others may run it, and what is claimed here must begin here.
+            if self.engine.holds() {
+                return round;
+            }
+            let runs = matches!(item, Slot::Run(_, true));
+            let wanted = Wanted { slot, run_id, runs, max_runs: self.max_runs };
+            let Some(claim) = self.claim(wanted, give_up).await else {
                 round.open = Some((slot, run_id));
                 return round;
             };
+            if let Claim::Exhausted { runs } = claim {
+                round.runs = Some(runs);
+            }
             self.settle(claim, item, slot, &mut round).await;
             round.dealt_with = Some(slot);
         }
@@ -256,7 +285,7 @@ impl Claiming {
     async fn settle(&self, claim: Claim, item: Slot, slot: Timestamp, round: &mut Round) {
         let engine = &self.engine;
         match (claim, item) {
-            (Claim::Won { fence }, Slot::Run(mut plan)) => {
+            (Claim::Won { fence }, Slot::Run(mut plan, _)) => {
                 engine.metrics.claims_won.inc();
                 plan.fence = Some(fence);
                 let won = Report::Won(Box::new(plan));
@@ -270,6 +299,8 @@ impl Claiming {
                 record.fence = Some(fence);
                 engine.settle(&[*record], Some((self.job.clone(), slot))).await;
             }
+            // The schedule has ended.
+            (Claim::Exhausted { .. }, _) => {}
             (Claim::Lost { claimed }, _) => {
                 engine.metrics.claims_lost.inc();
                 round.ahead = Some(claimed).filter(|at| *at > Timestamp::now() + CORRECTION);
@@ -279,14 +310,14 @@ impl Claiming {
     }
 
     /// Claims with patience; `None` when etcd could not be asked.
-    async fn claim(&self, slot: Timestamp, run_id: RunId, give_up: Instant) -> Option<Claim> {
+    async fn claim(&self, wanted: Wanted, give_up: Instant) -> Option<Claim> {
         let trying = async {
             let mut backoff = Backoff::new(Duration::from_secs(2));
             loop {
-                match self.claims.claim(&self.job, slot, &self.engine.node, run_id).await {
+                match self.claims.claim(&self.job, &self.engine.node, wanted).await {
                     Ok(claim) => return claim,
                     Err(e) => {
-                        debug!(job = %self.job, %slot, error = %e, "cannot claim, will try again");
+                        debug!(job = %self.job, slot = %wanted.slot, error = %e, "cannot claim, will try again");
                         tokio::time::sleep(backoff.next_wait()).await;
                     }
                 }

@@ -1,47 +1,79 @@
 //! Runs of a job that meet: what has begun, what is ready for a place on this node and
 //! what waits for its turn. Without effects; the agent performs them.
 
+use super::{Held, fire::is_counted};
 use crate::engine::Plan;
 use jiff::Timestamp;
 use meepo_core::{
     id::{Name, RunId},
     job::Concurrency,
+    lock::LockSpec,
     run::Cause,
 };
 use std::collections::{HashMap, HashSet, VecDeque};
+use tokio_util::sync::DropGuard;
+use uuid::Uuid;
 
 /// The key in etcd that asked for a run.
 #[derive(Debug, Clone)]
-pub(super) struct Request {
+pub(crate) struct Request {
     /// The key.
     pub(super) key: String,
     /// Not begun by then, the run is recorded as expired.
     pub(super) expires_at: Timestamp,
 }
 
-/// A plan with the request for it, if it was asked for.
-#[derive(Debug, Clone)]
-pub(super) struct Asked {
+/// A plan with the request for it, if it was asked for, and the lock it holds.
+#[derive(Debug)]
+pub(crate) struct Asked {
     pub(super) plan: Plan,
     pub(super) request: Option<Request>,
+    pub(super) lock: Option<Held>,
+}
+
+impl Asked {
+    /// The lock that it needs and does not hold.
+    pub(super) fn needs_lock(&self) -> Option<&LockSpec> {
+        self.plan.assignment.lock.as_ref().filter(|_| self.lock.is_none())
+    }
 }
 
 impl From<Plan> for Asked {
     fn from(plan: Plan) -> Self {
-        Self { plan, request: None }
+        Self { plan, request: None, lock: None }
     }
 }
 
 /// Runs by job. Synchronous commands are not among them: they overlap with nothing.
 #[derive(Default)]
 pub(super) struct Overlap {
-    /// Ready (false) or begun (true).
-    active: HashMap<Name, HashMap<RunId, bool>>,
+    active: HashMap<Name, HashMap<RunId, Active>>,
     waiting: HashMap<Name, VecDeque<Asked>>,
     ready: VecDeque<Asked>,
+    /// Those that stand in line for a lock, and leave it when they are taken out. They are
+    /// active, and not begun.
+    locking: HashMap<RunId, Line>,
+    /// Those that ask for their lock when the run of their job before them has begun: two
+    /// that ask at once might begin in the other order, and the cursor pass the earlier.
+    behind: HashMap<Name, VecDeque<Asked>>,
     /// Jobs whose cursor could not follow the slots dealt with, as earlier ones had not
     /// begun.
     held: HashSet<Name>,
+}
+
+/// A run that is ready, asks for a lock, or has begun.
+#[derive(Debug, Clone, Copy)]
+struct Active {
+    begun: bool,
+    /// Whether `max_runs` bounds it.
+    counted: bool,
+}
+
+/// A run that stands in line for a lock.
+struct Line {
+    asked: Asked,
+    ticket: Uuid,
+    _leave: DropGuard,
 }
 
 /// What becomes of a plan that meets other runs of its job.
@@ -53,15 +85,27 @@ pub(super) enum Meeting {
     Skip,
 }
 
-/// The decision table of overlaps. `waits`: something waits already.
-fn meet(policy: Concurrency, cause: Cause, active: bool, waits: bool) -> Meeting {
+/// How many runs may be active when one that waited starts.
+fn most(policy: Concurrency) -> usize {
+    match policy {
+        Concurrency::Max(n) => n as usize,
+        _ => 1,
+    }
+}
+
+/// The decision table of overlaps: how many runs of the job are active, and how many
+/// wait for them.
+fn meet(policy: Concurrency, cause: Cause, active: usize, waits: usize) -> Meeting {
+    if policy == Concurrency::Allow {
+        return Meeting::Start;
+    }
+    let most = most(policy);
     match (policy, cause) {
-        (Concurrency::Allow, _) => Meeting::Start,
-        _ if !active && !waits => Meeting::Start,
+        _ if active < most && waits == 0 => Meeting::Start,
         (Concurrency::Replace, _) => Meeting::Replace,
         // Slots that are made up for come in a bunch: one after the other.
         (_, Cause::Misfire) => Meeting::Wait,
-        (Concurrency::Queue, _) if !waits => Meeting::Wait,
+        (Concurrency::Queue(n), _) if waits < n as usize => Meeting::Wait,
         _ => Meeting::Skip,
     }
 }
@@ -69,12 +113,9 @@ fn meet(policy: Concurrency, cause: Cause, active: bool, waits: bool) -> Meeting
 impl Overlap {
     /// What becomes of `plan` now.
     pub(super) fn meet(&self, job: &Name, plan: &Plan) -> Meeting {
-        let waits = self.waiting.contains_key(job);
-        meet(plan.assignment.concurrency, plan.cause, self.is_active(job), waits)
-    }
-
-    fn is_active(&self, job: &Name) -> bool {
-        self.active.contains_key(job)
+        let active = self.active.get(job).map_or(0, HashMap::len);
+        let waits = self.waiting.get(job).map_or(0, VecDeque::len);
+        meet(plan.assignment.concurrency, plan.cause, active, waits)
     }
 
     /// Whether a run is begun, ready or waiting.
@@ -86,7 +127,7 @@ impl Overlap {
     /// Whether anything of a job has yet to begin. The cursor must not pass it.
     pub(super) fn pending(&self, job: &Name) -> bool {
         self.waiting.contains_key(job)
-            || self.active.get(job).is_some_and(|runs| runs.values().any(|begun| !begun))
+            || self.active.get(job).is_some_and(|runs| runs.values().any(|run| !run.begun))
     }
 
     /// How many are ready.
@@ -99,7 +140,8 @@ impl Overlap {
         if wait {
             self.waiting.entry(job.clone()).or_default().push_back(asked);
         } else {
-            self.active.entry(job.clone()).or_default().insert(asked.plan.run_id, false);
+            let run = Active { begun: false, counted: is_counted(&asked.plan) };
+            self.active.entry(job.clone()).or_default().insert(asked.plan.run_id, run);
             self.ready.push_back(asked);
         }
     }
@@ -109,24 +151,85 @@ impl Overlap {
         self.ready.pop_front()
     }
 
+    /// Puts back what [`next`](Self::next) answered: there was no place for it.
+    pub(super) fn put_back(&mut self, asked: Asked) {
+        self.ready.push_front(asked);
+    }
+
+    /// Whether a run of the job asks for a lock, or has one and has not begun.
+    pub(super) fn is_locking(&self, job: &Name) -> bool {
+        let of = |asked: &Asked| asked.plan.job.as_ref() == Some(job);
+        self.locking.values().any(|line| of(&line.asked))
+            || self.ready.iter().any(|asked| asked.lock.is_some() && of(asked))
+    }
+
+    /// Sets a run aside until the one of its job before it has begun with its lock.
+    pub(super) fn wait_behind(&mut self, job: &Name, asked: Asked) {
+        self.behind.entry(job.clone()).or_default().push_back(asked);
+    }
+
+    /// The next that may ask for its lock.
+    pub(super) fn next_behind(&mut self, job: &Name) -> Option<Asked> {
+        let queue = self.behind.get_mut(job)?;
+        let asked = queue.pop_front();
+        if queue.is_empty() {
+            self.behind.remove(job);
+        }
+        asked
+    }
+
+    /// Sets aside what [`next`](Self::next) answered until it has its lock.
+    pub(super) fn wants_lock(&mut self, asked: Asked, ticket: Uuid, leave: DropGuard) {
+        let run_id = asked.plan.run_id;
+        self.locking.insert(run_id, Line { asked, ticket, _leave: leave });
+    }
+
+    /// The ticket with which a run stands in line for a lock.
+    #[cfg(test)]
+    pub(super) fn ticket(&self, run_id: RunId) -> Option<Uuid> {
+        self.locking.get(&run_id).map(|line| line.ticket)
+    }
+
+    /// Takes out a run that stood in line for a lock with this ticket; it is active still.
+    pub(super) fn take_locking(&mut self, run_id: RunId, ticket: Uuid) -> Option<Asked> {
+        self.locking.get(&run_id).filter(|line| line.ticket == ticket)?;
+        self.locking.remove(&run_id).map(|line| line.asked)
+    }
+
+    /// How many scheduled runs of a job have not begun.
+    pub(super) fn slots_to_begin(&self, job: &Name) -> usize {
+        let waiting = self.waiting.get(job).into_iter().flatten();
+        let waiting = waiting.filter(|asked| is_counted(&asked.plan)).count();
+        let active = self.active.get(job).into_iter().flat_map(HashMap::values);
+        waiting + active.filter(|run| run.counted && !run.begun).count()
+    }
+
+    /// A run that has begun in an earlier life.
+    pub(super) fn adopt(&mut self, job: &Name, run_id: RunId) {
+        let run = Active { begun: true, counted: false };
+        self.active.entry(job.clone()).or_default().insert(run_id, run);
+    }
+
     /// It has begun.
     pub(super) fn begun(&mut self, job: &Name, run_id: RunId) {
-        if let Some(begun) = self.active.get_mut(job).and_then(|runs| runs.get_mut(&run_id)) {
-            *begun = true;
+        if let Some(run) = self.active.get_mut(job).and_then(|runs| runs.get_mut(&run_id)) {
+            run.begun = true;
         }
     }
 
     /// It is over, or will not be: what waited for it becomes ready.
     pub(super) fn release(&mut self, job: &Name, run_id: RunId) {
+        let mut active = 0;
         if let Some(runs) = self.active.get_mut(job) {
             runs.remove(&run_id);
-            if !runs.is_empty() {
-                return;
+            active = runs.len();
+            if active == 0 {
+                self.active.remove(job);
             }
-            self.active.remove(job);
         }
         let Some(queue) = self.waiting.get_mut(job) else { return };
-        let first = queue.pop_front();
+        let may_start = |first: &mut Asked| active < most(first.plan.assignment.concurrency);
+        let first = queue.pop_front_if(may_start);
         if queue.is_empty() {
             self.waiting.remove(job);
         }
@@ -150,9 +253,32 @@ impl Overlap {
     }
 
     /// Takes out the slots of a job that have not begun. What was asked for on demand
-    /// stays: it does not depend on the job.
+    /// stays, as it does not depend on the job, and what was claimed, as nobody else may
+    /// run it.
     pub(super) fn drop_slots(&mut self, job: &Name) -> Vec<Asked> {
-        self.take_where(|a| a.plan.job.as_ref() == Some(job) && a.plan.cause != Cause::Trigger)
+        if !self.pending(job) {
+            return Vec::new();
+        }
+        self.take_where(|a| {
+            a.plan.job.as_ref() == Some(job)
+                && a.plan.cause != Cause::Trigger
+                && a.plan.fence.is_none()
+        })
+    }
+
+    /// How many wait for an earlier run of their job.
+    pub(super) fn count_waiting(&self) -> usize {
+        self.waiting.values().map(VecDeque::len).sum()
+    }
+
+    /// How many stand in line for a lock.
+    pub(super) fn count_locking(&self) -> usize {
+        self.locking.len() + self.behind.values().map(VecDeque::len).sum::<usize>()
+    }
+
+    /// Everything that has not begun and may be run by others or later.
+    pub(super) fn take_unclaimed(&mut self) -> Vec<Asked> {
+        self.take_where(|a| a.plan.fence.is_none())
     }
 
     /// Everything that has not begun.
@@ -172,8 +298,20 @@ impl Overlap {
             }
         };
         sift(&mut self.ready);
-        self.waiting.values_mut().for_each(sift);
+        self.waiting.values_mut().for_each(&mut sift);
+        self.behind.values_mut().for_each(sift);
         self.waiting.retain(|_, queue| !queue.is_empty());
+        self.behind.retain(|_, queue| !queue.is_empty());
+        let locking = self.locking.extract_if(|_, line| wanted(&line.asked));
+        taken.extend(locking.map(|(_, line)| line.asked));
+        // Those that waited behind a run that is gone go on asking.
+        for job in taken.iter().filter_map(|asked| asked.plan.job.clone()) {
+            if !self.is_locking(&job)
+                && let Some(asked) = self.next_behind(&job)
+            {
+                self.ready.push_front(asked);
+            }
+        }
         for asked in &taken {
             if let Some(job) = asked.plan.job.as_ref().filter(|job| self.is_ready(job, asked)) {
                 self.release(&job.clone(), asked.plan.run_id);
@@ -205,23 +343,29 @@ impl Overlap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Concurrency::{Allow, Forbid, Queue, Replace};
+    use Concurrency::{Allow, Forbid, Max, Queue, Replace};
 
     #[test]
     fn every_policy_meets_every_situation() {
         let slot = |p, active, waits| meet(p, Cause::Schedule, active, waits);
-        for p in [Allow, Forbid, Queue, Replace] {
-            assert_eq!(slot(p, false, false), Meeting::Start);
+        for p in [Allow, Forbid, Queue(1), Max(2), Replace] {
+            assert_eq!(slot(p, 0, 0), Meeting::Start);
         }
-        assert_eq!(slot(Allow, true, false), Meeting::Start);
-        assert_eq!(slot(Forbid, true, false), Meeting::Skip);
-        assert_eq!(slot(Queue, true, false), Meeting::Wait);
-        assert_eq!(slot(Queue, true, true), Meeting::Skip);
-        assert_eq!(slot(Replace, true, false), Meeting::Replace);
-        assert_eq!(slot(Replace, true, true), Meeting::Replace);
-        assert_eq!(slot(Forbid, false, true), Meeting::Skip, "what waits goes first");
-        assert_eq!(meet(Forbid, Cause::Misfire, true, true), Meeting::Wait);
-        assert_eq!(meet(Forbid, Cause::Trigger, true, false), Meeting::Skip);
+        assert_eq!(slot(Allow, 9, 0), Meeting::Start);
+        assert_eq!(slot(Forbid, 1, 0), Meeting::Skip);
+        assert_eq!(slot(Queue(1), 1, 0), Meeting::Wait);
+        assert_eq!(slot(Queue(1), 1, 1), Meeting::Skip);
+        assert_eq!(slot(Queue(3), 1, 2), Meeting::Wait);
+        assert_eq!(slot(Queue(3), 1, 3), Meeting::Skip);
+        assert_eq!(slot(Max(3), 2, 0), Meeting::Start);
+        assert_eq!(slot(Max(3), 3, 0), Meeting::Skip);
+        assert_eq!(slot(Replace, 1, 0), Meeting::Replace);
+        assert_eq!(slot(Replace, 1, 1), Meeting::Replace);
+        assert_eq!(slot(Forbid, 0, 1), Meeting::Skip, "what waits goes first");
+        assert_eq!(meet(Forbid, Cause::Misfire, 1, 1), Meeting::Wait);
+        assert_eq!(meet(Max(2), Cause::Misfire, 1, 0), Meeting::Start);
+        assert_eq!(meet(Max(2), Cause::Misfire, 2, 0), Meeting::Wait);
+        assert_eq!(meet(Forbid, Cause::Trigger, 1, 0), Meeting::Skip);
     }
 
     fn name() -> Name {
@@ -235,8 +379,10 @@ mod tests {
             job: Some(name()),
             assignment: std::sync::Arc::new(assignment),
             slot: Timestamp::UNIX_EPOCH,
+            attempt: 1,
             cause,
             fence: None,
+            permit: None,
         })
     }
 
@@ -258,7 +404,7 @@ mod tests {
         o.begun(&j, ids[1]);
         assert!(o.unhold(&j) && !o.unhold(&j));
         o.release(&j, ids[1]);
-        assert!(!o.knows(&j, ids[1]) && !o.is_active(&j));
+        assert!(!o.knows(&j, ids[1]) && o.active.is_empty());
     }
 
     #[test]
@@ -268,7 +414,7 @@ mod tests {
         o.enter(&j, asked(Cause::Schedule), true);
         let (dropped, begun) = o.displace(&j);
         assert_eq!((dropped.len(), begun.len()), (2, 0));
-        assert!(!o.is_active(&j) && o.next().is_none());
+        assert!(o.active.is_empty() && o.next().is_none());
         let runs = asked(Cause::Schedule);
         let id = runs.plan.run_id;
         o.enter(&j, runs, false);

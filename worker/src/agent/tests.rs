@@ -1,37 +1,55 @@
 //! The agent's decisions, with real files and without etcd.
 
 use super::{
-    fire::plan,
+    fire::Slots,
     overlap::{Asked, Request},
     *,
 };
 use crate::state::SpoolItem;
-use meepo_coord::records::{TriggerRecord, encode};
-use meepo_core::run::{Cause, RunRecord, RunState};
+use meepo_coord::{
+    Entry, keys,
+    records::{TriggerRecord, encode},
+};
+use meepo_core::{
+    code::Code,
+    run::{Cause, RunRecord, RunState},
+};
 use tempfile::TempDir;
+
+mod later;
 
 const KEY: &str = "/cron/jobs/127.0.0.9/j";
 
-struct Rig {
-    agent: Agent,
+pub(super) struct Rig {
+    pub(super) agent: Agent,
     status: watch::Receiver<Status>,
     _registration: watch::Sender<Registration>,
+    lease: watch::Sender<LeaseState>,
     _dir: TempDir,
 }
 
 /// An agent without a free place: whatever starts stays ready.
-async fn rig() -> Rig {
+pub(super) async fn rig() -> Rig {
     let dir = tempfile::tempdir().unwrap();
     let engine = Engine::in_dir(dir.path()).await;
     let etcd = engine.etcd.clone();
     let (registration_tx, registration) = watch::channel(Registration::Done);
     let (status_tx, status) = watch::channel(Status::default());
-    let outlets = Outlets { status: status_tx, progress: Arc::default(), registration };
-    let agent = Agent::new(engine, etcd, 0, outlets, CancellationToken::new()).await.unwrap();
-    Rig { agent, status, _registration: registration_tx, _dir: dir }
+    let (lease, lease_rx) = watch::channel(LeaseState::None);
+    let outlets = Outlets {
+        status: status_tx,
+        progress: Arc::default(),
+        registration,
+        lease: lease_rx,
+        lease_ttl: Duration::from_secs(10),
+        late: None,
+    };
+    let mut agent = Agent::new(engine, etcd, 0, outlets, CancellationToken::new()).await.unwrap();
+    agent.loaded = true;
+    Rig { agent, status, _registration: registration_tx, lease, _dir: dir }
 }
 
-fn j() -> Name {
+pub(super) fn j() -> Name {
     Name::new("j").unwrap()
 }
 
@@ -40,22 +58,28 @@ fn entry(key: &str, value: &str) -> Entry {
 }
 
 impl Rig {
-    async fn load(&mut self, value: &str, resume: bool) {
-        self.agent.load(&entry(KEY, value), Timestamp::now(), resume).await;
+    pub(super) async fn load(&mut self, value: &str, resume: bool) {
+        self.agent.load(entry(KEY, value), Timestamp::now(), resume).await;
+        self.agent.write_fresh().await;
     }
 
     /// Starts a run for the job's slot `n` seconds from when it was loaded.
-    async fn slot(&mut self, n: i64) -> RunId {
-        let job = self.agent.table.jobs.get_mut(&j()).unwrap();
+    pub(super) async fn slot(&mut self, n: i64) -> RunId {
+        let job = self.agent.table.get_mut(&j()).unwrap();
         job.after = second() + SignedDuration::from_secs(n);
-        let plan = plan(&j(), &job.clone(), job.after, Cause::Schedule);
+        let slots = Slots::new(job, job.assignment().unwrap());
+        let plan = slots.plan(job.after, Cause::Schedule);
         let run_id = plan.run_id;
         self.agent.start(plan.into()).await;
         run_id
     }
 
-    async fn cursor(&self) -> Option<Timestamp> {
-        self.agent.engine.state.cursor(j()).await.unwrap()
+    pub(super) fn after(&self) -> Timestamp {
+        self.agent.table.get(&j()).unwrap().after
+    }
+
+    pub(super) async fn cursor(&self) -> Option<Timestamp> {
+        self.agent.engine.state.cursor(j()).await.unwrap().map(|c| c.slot)
     }
 
     async fn records(&self) -> Vec<RunRecord> {
@@ -68,20 +92,20 @@ impl Rig {
     }
 
     /// Waits for records that tasks of their own write.
-    async fn recorded(&self) -> Vec<RunRecord> {
+    pub(super) async fn recorded(&self) -> Vec<RunRecord> {
         let mut changes = self.agent.engine.state.spool_changes();
         let some = changes.wait_for(|s| s.items > 0);
         tokio::time::timeout(Duration::from_secs(20), some).await.unwrap().unwrap();
         self.records().await
     }
 
-    fn knows(&self, run_id: RunId) -> bool {
+    pub(super) fn knows(&self, run_id: RunId) -> bool {
         self.agent.overlap.knows(&j(), run_id)
     }
 }
 
 /// An instant in the near future: later than any cursor that loading leaves.
-fn second() -> Timestamp {
+pub(super) fn second() -> Timestamp {
     static AT: std::sync::LazyLock<Timestamp> =
         std::sync::LazyLock::new(|| Timestamp::from_second(Timestamp::now().as_second()).unwrap());
     *AT + SignedDuration::from_secs(600)
@@ -93,12 +117,13 @@ fn trigger(expires_in: i64) -> TriggerRecord {
         job: j(),
         assignment: serde_json::from_str(r#"{"cmd":"true"}"#).unwrap(),
         requested_at: now,
+        not_before: None,
         expires_at: now + SignedDuration::from_secs(expires_in),
         extra: BTreeMap::new(),
     }
 }
 
-fn request(expires_in: i64) -> (RunId, Asked) {
+pub(super) fn request(expires_in: i64) -> (RunId, Asked) {
     let t = trigger(expires_in);
     let run_id = RunId(uuid::Uuid::now_v7());
     let plan = Plan {
@@ -106,11 +131,13 @@ fn request(expires_in: i64) -> (RunId, Asked) {
         job: Some(j()),
         assignment: Arc::new(t.assignment),
         slot: t.requested_at,
+        attempt: 1,
         cause: Cause::Trigger,
         fence: None,
+        permit: None,
     };
     let request = Some(Request { key: "/k".into(), expires_at: t.expires_at });
-    (run_id, Asked { plan, request })
+    (run_id, Asked { plan, request, lock: None })
 }
 
 const YEARLY: &str = r#"{"cmd":"true","express":"0 0 1 1 *"}"#;
@@ -127,7 +154,7 @@ async fn a_skipped_slot_does_not_move_the_cursor_past_one_that_is_ready() {
     assert_eq!(rig.cursor().await, Some(loaded));
     rig.agent.places.add_permits(1);
     rig.agent.begin_ready().await;
-    let after = rig.agent.table.jobs[&j()].after;
+    let after = rig.after();
     assert_eq!(rig.cursor().await, Some(after), "it follows when the first has begun");
 }
 
@@ -138,7 +165,7 @@ async fn the_end_of_a_slot_that_waits_lets_the_cursor_follow() {
     let first = rig.slot(1).await;
     rig.slot(2).await;
     assert!(rig.agent.kill_waiting(first).await);
-    assert_eq!(rig.cursor().await, Some(rig.agent.table.jobs[&j()].after));
+    assert_eq!(rig.cursor().await, Some(rig.after()));
     assert_eq!(rig.records().await.last().unwrap().state, RunState::Killed);
 }
 
@@ -221,9 +248,9 @@ async fn a_replacement_takes_the_place_of_what_is_only_ready() {
 async fn a_shutdown_records_what_was_claimed_and_leaves_the_rest() {
     let mut rig = rig().await;
     rig.load(YEARLY, false).await;
-    let job = rig.agent.table.jobs[&j()].clone();
-    let claimed =
-        |fence| Plan { fence: Some(fence), ..plan(&j(), &job, second(), Cause::Schedule) };
+    let job = rig.agent.table.get(&j()).unwrap().clone();
+    let slots = Slots::new(&job, job.assignment().unwrap());
+    let claimed = |fence| Plan { fence: Some(fence), ..slots.plan(second(), Cause::Schedule) };
     rig.agent.overlap.enter(&j(), claimed(1).into(), false);
     rig.agent.overlap.enter(&j(), request(60).1, true);
     rig.slot(1).await;
@@ -239,7 +266,7 @@ async fn an_edit_does_not_fire_at_reboot_again() {
     let mut rig = rig().await;
     rig.agent.boot = Some(Timestamp::now());
     let before = Timestamp::now() - SignedDuration::from_hours(1);
-    rig.agent.cursors.insert(j(), before);
+    rig.agent.cursors.insert(j(), Cursor { slot: before, runs: 0 });
     rig.load(r#"{"cmd":"true","express":"@reboot","concurrency":"allow"}"#, true).await;
     assert_eq!(rig.agent.overlap.ready(), 1);
     rig.load(r#"{"cmd":"false","express":"@reboot","concurrency":"allow"}"#, false).await;
@@ -252,9 +279,9 @@ async fn the_oldest_key_form_holds_one_job() {
     let key = "/cron/jobs/127.0.0.9/";
     for task_id in ["a", "b"] {
         let value = format!(r#"{{"cmd":"true","express":"0 0 1 1 *","task_id":"{task_id}"}}"#);
-        rig.agent.load(&entry(key, &value), Timestamp::now(), false).await;
+        rig.agent.load(entry(key, &value), Timestamp::now(), false).await;
     }
-    let held: Vec<_> = rig.agent.table.jobs.keys().map(Name::as_str).collect();
+    let held: Vec<_> = rig.agent.table.ids().map(Name::as_str).collect();
     assert_eq!((held, rig.agent.agenda.len()), (vec!["b"], 1));
 }
 
@@ -266,7 +293,7 @@ async fn a_slot_that_could_not_be_claimed_stays_due() {
     rig.load(ONCE, false).await;
     rig.agent.found_claimed(&j(), None).await;
     let after = Timestamp::now() - SignedDuration::from_mins(5);
-    rig.agent.table.jobs.get_mut(&j()).unwrap().after = after;
+    rig.agent.table.get_mut(&j()).unwrap().after = after;
     rig.agent.schedule(&j());
     rig.agent.fire_due().await;
     assert!(rig.agent.once.is_claiming(&j()) && rig.agent.agenda.is_empty());
@@ -274,7 +301,7 @@ async fn a_slot_that_could_not_be_claimed_stays_due() {
     rig.agent.fire_due().await;
     assert!(rig.agent.agenda.is_empty(), "one task at a time");
     rig.agent.claimed(&j(), Round::default());
-    assert_eq!(rig.agent.table.jobs[&j()].after, after);
+    assert_eq!(rig.after(), after);
     assert!(rig.agent.agenda.head().unwrap() < Timestamp::now());
 }
 
@@ -286,6 +313,7 @@ async fn a_claim_in_the_future_is_a_problem_that_says_how_to_mend_it() {
         slot,
         node: Name::new("127.0.0.8").unwrap(),
         run_id: RunId(uuid::Uuid::nil()),
+        runs: 0,
         extra: BTreeMap::new(),
     };
     let far = Timestamp::now() + SignedDuration::from_hours(24 * 365);
@@ -293,7 +321,7 @@ async fn a_claim_in_the_future_is_a_problem_that_says_how_to_mend_it() {
     let problem = rig.status.borrow().problems[0].clone();
     assert_eq!(problem.subject, "/cron/lock/slot/j");
     assert!(problem.reason.contains("etcdctl del /cron/lock/slot/j"), "{}", problem.reason);
-    assert!(rig.agent.table.jobs[&j()].after < far, "it goes on trying");
+    assert!(rig.after() < far, "it goes on trying");
     rig.agent.found_claimed(&j(), Some((claim(Timestamp::now()), 2))).await;
     assert!(rig.status.borrow().problems.is_empty());
 }
@@ -307,6 +335,7 @@ async fn a_claim_of_the_last_life_that_never_began_is_lost() {
         slot,
         node: rig.agent.engine.node.clone(),
         run_id: RunId(uuid::Uuid::now_v7()),
+        runs: 0,
         extra: BTreeMap::new(),
     };
     for _ in 0..2 {

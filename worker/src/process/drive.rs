@@ -1,11 +1,14 @@
 //! The task that accompanies one process from its start to its end.
 
 use super::{
+    cgroup::RunCgroup,
+    children::Awaited,
     command::{Ended, KillPlan, KillReason},
-    hub::Writer,
-    leftover,
+    error::StartError,
+    keep::Writer,
     pipes::{Input, Pipes},
     runner::Orders,
+    tree::Tree,
 };
 use jiff::Timestamp;
 use meepo_core::{
@@ -15,7 +18,7 @@ use meepo_core::{
 };
 use nix::sys::signal::Signal;
 use std::{
-    collections::VecDeque, io, os::unix::process::ExitStatusExt, process::ExitStatus,
+    collections::VecDeque, io, os::unix::process::ExitStatusExt, process::ExitStatus, sync::Arc,
     time::Duration,
 };
 use tokio::{process::Child, sync::watch, time::Instant};
@@ -24,11 +27,17 @@ use tokio::{process::Child, sync::watch, time::Instant};
 const SILENCE: Duration = Duration::from_millis(500);
 /// … and how long in all.
 const GRACE: Duration = Duration::from_secs(2);
+/// At the worker's shutdown no plan may take longer before SIGKILL.
+const AT_SHUTDOWN: Duration = Duration::from_secs(5);
 
 /// Everything about a process that runs.
 pub(super) struct Drive {
-    pub(super) pid: u32,
     pub(super) child: Child,
+    /// Dropped after the child.
+    pub(super) awaited: Awaited,
+    /// All that it starts.
+    pub(super) tree: Tree,
+    pub(super) cgroup: Option<Arc<RunCgroup>>,
     pub(super) input: Input,
     pub(super) pipes: Pipes,
     pub(super) writer: Writer,
@@ -57,19 +66,32 @@ impl Killing {
         Self { reason, steps, next: Some(Instant::now()), plan: number }
     }
 
+    /// Shortens what is left to [`AT_SHUTDOWN`].
+    fn hurry(&mut self) {
+        let Some(next) = self.next else { return };
+        let end = Instant::now() + AT_SHUTDOWN;
+        let next = next.min(end);
+        self.next = Some(next);
+        let mut left = end - next;
+        self.steps.retain_mut(|(_, wait)| {
+            *wait = left.min(*wait);
+            let in_time = !left.is_zero();
+            left -= *wait;
+            in_time
+        });
+    }
+
     /// Sends the next signal if it is due.
-    fn step(&mut self, pid: u32, now: Instant) {
-        if self.next.is_none_or(|at| at > now) {
+    async fn step(&mut self, tree: &mut Tree) {
+        if self.next.is_none_or(|at| at > Instant::now()) {
             return;
         }
         let (signal, wait) = match self.steps.pop_front() {
             Some((signal, wait)) => (signal, Some(wait)),
             None => (Signal::SIGKILL, None),
         };
-        if let Err(e) = leftover::send(pid, signal) {
-            tracing::warn!(pid, %signal, error = e.desc(), "cannot signal a process group");
-        }
-        self.next = wait.map(|w| now + w);
+        tree.signal(signal).await;
+        self.next = wait.map(|w| Instant::now() + w);
     }
 }
 
@@ -87,6 +109,8 @@ impl Drive {
         let mut exit: Option<Exit> = None;
         let mut killing: Option<Killing> = None;
         let mut start_error = None;
+        // What a kill could not end.
+        let mut stuck = Vec::new();
         let mut orders_open = true;
         let sleep = tokio::time::sleep_until(Instant::now());
         tokio::pin!(sleep);
@@ -108,13 +132,14 @@ impl Drive {
             tokio::select! {
                 biased;
                 status = self.child.wait(), if exit.is_none() => {
-                    let now = Instant::now();
+                    let at = to_millis(Timestamp::now());
                     if killing.is_some() {
-                        let _ = leftover::send(self.pid, Signal::SIGKILL);
+                        (_, stuck) = self.tree.end().await;
                     }
+                    let now = Instant::now();
                     exit = Some(Exit {
                         status,
-                        at: to_millis(Timestamp::now()),
+                        at,
                         quiet_until: now + SILENCE,
                         latest: now + GRACE,
                     });
@@ -122,7 +147,7 @@ impl Drive {
                 }
                 order = self.orders.changed(), if orders_open && exit.is_none() => {
                     orders_open = order.is_ok();
-                    self.obey(&mut killing);
+                    self.obey(&mut killing).await;
                 }
                 () = &mut sleep, if alarm.is_some() => {
                     let now = Instant::now();
@@ -132,7 +157,7 @@ impl Drive {
                     match &exit {
                         Some(e) if e.quiet_until.min(e.latest) <= now => break,
                         Some(_) => {}
-                        None => self.tick(&mut killing, now),
+                        None => self.tick(&mut killing, now).await,
                     }
                 }
                 () = self.input.feed() => {}
@@ -149,16 +174,20 @@ impl Drive {
             Some(exit) => (exit.status, exit.at),
             None => (Err(io::Error::other("left early")), to_millis(Timestamp::now())),
         };
+        let told = self.cgroup.and_then(|c| c.told());
+        drop((self.child, self.awaited));
         let timeout = self.timeout.map(|(_, t)| t);
-        match start_error {
-            Some(error) => error.ended(at),
-            None => outcome(status, killing.as_ref(), timeout, at, counts),
-        }
+        let mut ended =
+            outcome(start_error.as_ref(), status, killing.as_ref(), timeout, at, counts);
+        let stuck = (!stuck.is_empty()).then(|| format!("could not be ended: processes {stuck:?}"));
+        let message = [ended.message, told, stuck].into_iter().flatten();
+        ended.message = message.reduce(|all, one| format!("{all}; {one}"));
+        ended
     }
 
     /// Takes up new orders.
-    fn obey(&mut self, killing: &mut Option<Killing>) {
-        let orders = self.orders.borrow_and_update();
+    async fn obey(&mut self, killing: &mut Option<Killing>) {
+        let orders = self.orders.borrow_and_update().clone();
         let Some(reason) = orders.kill else { return };
         let reason = killing.as_ref().map_or(reason, |k| k.reason);
         match (&orders.plan, &killing) {
@@ -168,29 +197,37 @@ impl Drive {
             (None, None) => *killing = Some(Killing::new(reason, &self.plan, 0)),
         }
         if let Some(k) = killing {
-            k.step(self.pid, Instant::now());
+            if orders.shutdown {
+                k.hurry();
+            }
+            k.step(&mut self.tree).await;
         }
     }
 
     /// Starts a kill for the timeout, or goes on with one.
-    fn tick(&mut self, killing: &mut Option<Killing>, now: Instant) {
+    async fn tick(&mut self, killing: &mut Option<Killing>, now: Instant) {
         if killing.is_none() && self.timeout.is_some_and(|(at, _)| at <= now) {
             *killing = Some(Killing::new(KillReason::Timeout, &self.plan, 0));
         }
         if let Some(k) = killing {
-            k.step(self.pid, Instant::now());
+            k.step(&mut self.tree).await;
         }
     }
 }
 
 /// From how the process ended to how the run did.
 fn outcome(
+    start_error: Option<&StartError>,
     status: io::Result<ExitStatus>,
     killing: Option<&Killing>,
     timeout: Option<Duration>,
     ended_at: Timestamp,
     (output_bytes, dropped_bytes): (u64, u64),
 ) -> Ended {
+    if let Some(error) = start_error {
+        // Whatever else was wanted of it: it never was the command.
+        return error.ended(ended_at);
+    }
     let (exit_code, signal) = match &status {
         Ok(s) => (s.code(), s.signal()),
         Err(_) => (None, None),
@@ -207,6 +244,9 @@ fn outcome(
                      the cluster may be run elsewhere"
                         .to_owned(),
                 ),
+                _ if k.reason == KillReason::Drained => {
+                    Some("killed at the deadline of the node's drain".to_owned())
+                }
                 _ => None,
             };
             let forced = k.next.is_none().then(|| "ended only on SIGKILL".to_owned());
@@ -228,3 +268,6 @@ fn outcome(
     };
     Ended { code, state, exit_code, signal, message, ended_at, output_bytes, dropped_bytes }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,11 @@
 //! Accounts and the environment a command starts with.
 
-use super::error::{StartError, StartProblem};
-use nix::unistd::{Gid, Uid, User, getegid, geteuid};
+use super::{
+    error::{StartError, StartProblem},
+    procfs::RUN_VARIABLE,
+};
+use meepo_core::id::RunId;
+use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid};
 use std::{
     collections::BTreeMap,
     ffi::OsString,
@@ -35,6 +39,21 @@ impl Account {
         }
     }
 
+    /// The same account with `group`, looked up by its name, as its group. Blocks.
+    pub(super) fn in_group(self, group: &str) -> Result<Self, StartError> {
+        match Group::from_name(group) {
+            Ok(Some(group)) => Ok(Self { gid: group.gid, ..self }),
+            Ok(None) => Err(StartError::new(
+                StartProblem::NoSuchGroup,
+                format!("there is no group {group:?} on this node"),
+            )),
+            Err(e) => Err(StartError::new(
+                StartProblem::Resources,
+                format!("cannot look up the group {group:?}: {}", e.desc()),
+            )),
+        }
+    }
+
     /// Looks `name` up in the user database. Blocks (it may ask a directory service).
     pub(super) fn named(name: &str) -> Result<Self, StartError> {
         match User::from_name(name) {
@@ -57,8 +76,9 @@ impl From<User> for Account {
     }
 }
 
-/// The whole environment of a command run as `account` with the job's `extra`.
+/// The whole environment of run `run_id` as `account` with the job's `extra`.
 pub(super) fn environment(
+    run_id: RunId,
     account: &Account,
     extra: &BTreeMap<String, String>,
 ) -> BTreeMap<OsString, OsString> {
@@ -73,6 +93,8 @@ pub(super) fn environment(
         env.insert("LANG".into(), lang);
     }
     env.extend(extra.iter().map(|(k, v)| (k.into(), v.into())));
+    // Last: a job that could change it could hide from its end, or pass for another.
+    env.insert(RUN_VARIABLE.into(), run_id.to_string().into());
     env
 }
 

@@ -2,10 +2,6 @@
 
 use super::command::Ended;
 use jiff::Timestamp;
-use meepo_core::{
-    code::Code,
-    run::{RunState, to_millis},
-};
 use std::{fmt, str::FromStr};
 
 /// The kind of a [`StartError`].
@@ -17,8 +13,12 @@ pub enum StartProblem {
     PermissionDenied,
     /// There is no such user.
     NoSuchUser,
-    /// The worker may not switch to that user.
+    /// There is no such group.
+    NoSuchGroup,
+    /// The worker may not switch to that user or group.
     UserSwitch,
+    /// A limit, a priority or a control group that cannot be had on this node.
+    Limits,
     /// The working directory is missing or cannot be entered.
     WorkingDirectory,
     /// The host is short of memory, processes or file descriptors at the moment.
@@ -29,11 +29,13 @@ pub enum StartProblem {
 
 impl StartProblem {
     /// Every kind with its name between exec helper and worker.
-    const NAMES: [(Self, &'static str); 7] = [
+    const NAMES: [(Self, &'static str); 9] = [
         (Self::NotFound, "not-found"),
         (Self::PermissionDenied, "permission"),
         (Self::NoSuchUser, "no-user"),
+        (Self::NoSuchGroup, "no-group"),
         (Self::UserSwitch, "switch"),
+        (Self::Limits, "limits"),
         (Self::WorkingDirectory, "cwd"),
         (Self::Resources, "resources"),
         (Self::Other, "other"),
@@ -76,15 +78,6 @@ impl StartError {
 
     /// The end of a run that never started, known at `now`.
     pub fn ended(&self, now: Timestamp) -> Ended {
-        Ended {
-            code: Code::CANNOT_START,
-            state: RunState::Failed,
-            exit_code: None,
-            signal: None,
-            message: Some(self.message.clone()),
-            ended_at: to_millis(now),
-            output_bytes: 0,
-            dropped_bytes: 0,
-        }
+        Ended::not_started(self.message.clone(), now)
     }
 }

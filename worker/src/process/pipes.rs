@@ -1,21 +1,27 @@
 //! The parent's ends of a process' standard streams.
 
-use super::{
-    error::StartError,
-    helper,
-    hub::{CHUNK, Writer},
-};
+use super::{error::StartError, helper, keep::Writer};
 use meepo_core::run::Stream;
+use nix::fcntl::{SpliceFFlags, splice};
 use std::{
+    fs::File,
     future::poll_fn,
+    io,
     mem::MaybeUninit,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 use tokio::{
     io::{AsyncRead, AsyncWriteExt, ReadBuf},
+    net::unix::pipe::Receiver,
     process::{ChildStderr, ChildStdin, ChildStdout},
 };
+
+/// What a pipe holds unless its size was changed: all of it is read at once.
+const PIPE: usize = 64 * 1024;
+
+/// Bytes thrown away at once, at most.
+const SPLICE: usize = 1 << 20;
 
 /// What a process is given to read.
 pub(super) struct Input {
@@ -51,15 +57,23 @@ impl Input {
 
 /// The ends of a process' outputs.
 pub(super) struct Pipes {
-    stdout: Option<ChildStdout>,
-    stderr: Option<ChildStderr>,
+    stdout: Option<Receiver>,
+    stderr: Option<Receiver>,
     /// Whose turn it is; they take turns so that neither starves.
     stderr_first: bool,
+    /// Where everything goes that is not kept; opened when there is such.
+    null: Option<File>,
 }
 
 impl Pipes {
-    pub(super) fn new(stdout: Option<ChildStdout>, stderr: Option<ChildStderr>) -> Self {
-        Self { stdout, stderr, stderr_first: false }
+    /// Errors: the system refuses to watch a pipe.
+    pub(super) fn new(
+        stdout: Option<ChildStdout>,
+        stderr: Option<ChildStderr>,
+    ) -> io::Result<Self> {
+        let stdout = stdout.map(|p| Receiver::from_owned_fd(p.into_owned_fd()?)).transpose()?;
+        let stderr = stderr.map(|p| Receiver::from_owned_fd(p.into_owned_fd()?)).transpose()?;
+        Ok(Self { stdout, stderr, stderr_first: false, null: None })
     }
 
     /// Whether both are read to their ends.
@@ -74,6 +88,10 @@ impl Pipes {
         nonce: &mut Option<String>,
         start_error: &mut Option<StartError>,
     ) {
+        if writer.is_full() && self.null.is_none() {
+            // Without it everything is read.
+            self.null = File::options().write(true).open("/dev/null").ok();
+        }
         poll_fn(|cx| self.poll_read(cx, writer, nonce, start_error)).await;
     }
 
@@ -84,28 +102,32 @@ impl Pipes {
         nonce: &mut Option<String>,
         start_error: &mut Option<StartError>,
     ) -> Poll<()> {
-        // On the stack, so that a process that writes nothing costs no buffer.
-        let mut space = [MaybeUninit::uninit(); CHUNK];
-        let mut buf = ReadBuf::uninit(&mut space);
         self.stderr_first = !self.stderr_first;
         for stderr in [self.stderr_first, !self.stderr_first] {
-            buf.clear();
-            let polled = if stderr {
-                poll_pipe(&mut self.stderr, cx, &mut buf)
-            } else {
-                poll_pipe(&mut self.stdout, cx, &mut buf)
+            let pipe = if stderr { &mut self.stderr } else { &mut self.stdout };
+            let Some(receiver) = pipe else { continue };
+            // What a helper may have to report is read.
+            let skips = writer.is_full() && !(stderr && nonce.is_some());
+            let polled = match self.null.as_ref().filter(|_| skips) {
+                Some(null) => poll_skip(receiver, null, cx).map_ok(|bytes| {
+                    writer.skip(bytes as u64);
+                    bytes
+                }),
+                None => poll_piece(receiver, cx, |data| {
+                    if !stderr {
+                        return writer.push(Stream::Stdout, data);
+                    }
+                    // A helper's report is the first it writes, in one piece, and the last.
+                    match nonce.take().and_then(|n| helper::report(&n, data)) {
+                        Some(error) => *start_error = Some(error),
+                        None => writer.push(Stream::Stderr, data),
+                    }
+                }),
             };
-            if polled.is_pending() {
-                continue;
-            }
-            if !stderr {
-                writer.push(Stream::Stdout, buf.filled());
-            } else if !buf.filled().is_empty() {
-                // A helper's report is the first it writes, in one piece, and the last.
-                match nonce.take().and_then(|n| helper::report(&n, buf.filled())) {
-                    Some(error) => *start_error = Some(error),
-                    None => writer.push(Stream::Stderr, buf.filled()),
-                }
+            match polled {
+                Poll::Pending => continue,
+                Poll::Ready(Ok(1..)) => {}
+                Poll::Ready(Ok(0) | Err(_)) => *pipe = None,
             }
             return Poll::Ready(());
         }
@@ -113,17 +135,35 @@ impl Pipes {
     }
 }
 
-/// Reads into `buf`; closes the pipe at its end.
-fn poll_pipe<R: AsyncRead + Unpin>(
-    pipe: &mut Option<R>,
+/// Reads once and hands what came to `take`; answers how much it was, 0 at the end.
+fn poll_piece(
+    pipe: &mut Receiver,
     cx: &mut Context<'_>,
-    buf: &mut ReadBuf<'_>,
-) -> Poll<()> {
-    let Some(r) = pipe else { return Poll::Pending };
-    match Pin::new(r).poll_read(cx, buf) {
-        Poll::Pending => return Poll::Pending,
-        Poll::Ready(Ok(())) if !buf.filled().is_empty() => {}
-        Poll::Ready(_) => *pipe = None,
+    take: impl FnOnce(&[u8]),
+) -> Poll<io::Result<usize>> {
+    // On the stack, so that a process that writes nothing costs no buffer.
+    let mut space = [MaybeUninit::uninit(); PIPE];
+    let mut buf = ReadBuf::uninit(&mut space);
+    ready!(Pin::new(pipe).poll_read(cx, &mut buf))?;
+    if !buf.filled().is_empty() {
+        take(buf.filled());
     }
-    Poll::Ready(())
+    Poll::Ready(Ok(buf.filled().len()))
+}
+
+/// Throws away what is in the pipe without copying it; answers how much it was, 0 at the
+/// end.
+fn poll_skip(pipe: &Receiver, null: &File, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(pipe.poll_read_ready(cx))?;
+        let skipped = pipe.try_io(|| {
+            let flags = SpliceFFlags::SPLICE_F_NONBLOCK;
+            Ok(splice(pipe, None, null, None, SPLICE, flags)?)
+        });
+        match skipped {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            other => return Poll::Ready(other),
+        }
+    }
 }

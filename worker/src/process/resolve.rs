@@ -22,7 +22,8 @@ pub(super) fn argv(executor: Executor, cmd: &str, args: &[String]) -> (OsString,
         Executor::Bash => ("bash".into(), script(Some("bash"))),
         Executor::Sh => ("sh".into(), script(Some("sh"))),
         Executor::Python => ("python3".into(), script(None)),
-        Executor::Exec => (cmd.into(), args.collect()),
+        // Requests do not come here; taken for a program a URL is not found.
+        Executor::Exec | Executor::Http => (cmd.into(), args.collect()),
     }
 }
 

@@ -1,15 +1,18 @@
 //! Starts commands on threads of its own.
 
 use super::{
+    cgroup::Cgroups,
+    children,
     command::{Command, Ended, KillPlan, KillReason},
     drive::Drive,
-    env::{Account, default_cwd, environment},
+    env::Account,
     error::{StartError, StartProblem},
-    helper,
     hub::OutputHub,
-    leftover,
+    keep::Writer,
     pipes::{Input, Pipes},
+    procfs::{Scanner, start_time},
     resolve,
+    tree::{self, Tree},
 };
 use jiff::Timestamp;
 use meepo_core::{
@@ -18,7 +21,6 @@ use meepo_core::{
     run::{RunState, to_millis},
 };
 use std::{
-    ffi::OsString,
     io,
     os::unix::process::CommandExt,
     path::PathBuf,
@@ -39,11 +41,13 @@ pub struct RunnerOptions {
     /// [`exec_helper_entry`](super::exec_helper_entry). Default: this very program, even
     /// if its file has been replaced since.
     pub helper: PathBuf,
+    /// Where control groups for runs are made. Default: nowhere.
+    pub cgroups: Option<Arc<Cgroups>>,
 }
 
 impl Default for RunnerOptions {
     fn default() -> Self {
-        Self { threads: 2, helper: "/proc/self/exe".into() }
+        Self { threads: 2, helper: "/proc/self/exe".into(), cgroups: None }
     }
 }
 
@@ -72,9 +76,11 @@ impl Drop for Unclaimed {
 }
 
 /// What the starting threads share.
-struct Spawner {
-    own: Account,
-    helper: PathBuf,
+pub(super) struct Spawner {
+    pub(super) own: Account,
+    pub(super) helper: PathBuf,
+    pub(super) cgroups: Option<Arc<Cgroups>>,
+    scanner: Arc<Scanner>,
 }
 
 impl Runner {
@@ -82,7 +88,13 @@ impl Runner {
     pub fn new(options: RunnerOptions) -> io::Result<Self> {
         let (requests, queue) = mpsc::channel::<Request>(256);
         let queue = Arc::new(Mutex::new(queue));
-        let spawner = Arc::new(Spawner { own: Account::own(), helper: options.helper });
+        let spawner = Arc::new(Spawner {
+            own: Account::own(),
+            helper: options.helper,
+            cgroups: options.cgroups,
+            // No run is older than its worker.
+            scanner: Scanner::new(start_time(std::process::id()).unwrap_or(0)),
+        });
         for n in 0..options.threads.max(1) {
             let (queue, spawner) = (queue.clone(), spawner.clone());
             std::thread::Builder::new().name(format!("spawner-{n}")).spawn(move || {
@@ -97,8 +109,7 @@ impl Runner {
         Ok(Self { requests })
     }
 
-    /// Starts `command` as run `run_id` (which only names its output; whatever the
-    /// command is to know of it belongs into its environment). Must be called within a
+    /// Starts `command` as run `run_id`. Must be called within a
     /// tokio runtime with I/O and time; a task on that runtime reads the output and
     /// waits for the end, whether or not anybody looks. If the runtime goes away first,
     /// the process goes on unwatched: kill runs and wait for their ends before.
@@ -134,29 +145,44 @@ impl Spawner {
         mut command: Command,
         runtime: &Handle,
     ) -> Result<Running, StartError> {
-        let prepared = self.prepare(&command)?;
+        let prepared = self.prepare(run_id, &command)?;
         let stdin = command.stdin.take().filter(|text| !text.is_empty());
         let mut std = prepared.command;
-        std.process_group(0)
-            .stdin(if stdin.is_some() { Stdio::piped() } else { Stdio::null() })
+        if !command.session {
+            // A session makes a group of its own, but only for who does not lead one yet.
+            std.process_group(0);
+        }
+        std.stdin(if stdin.is_some() { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        let mut child = tokio::process::Command::from(std)
-            .spawn()
-            .map_err(|e| resolve::explain(&e, &prepared.program, &prepared.cwd))?;
+        let (mut child, awaited) = children::spawn_awaited(|| {
+            let child = tokio::process::Command::from(std).spawn()?;
+            // Present: the child has not been waited for.
+            let pid = child.id().unwrap_or_default();
+            Ok((child, pid))
+        })
+        .map_err(|e| resolve::explain(&e, &prepared.program, &prepared.cwd))?;
         let started = tokio::time::Instant::now();
         let started_at = to_millis(Timestamp::now());
-        // Present: the child has not been waited for.
         let pid = child.id().unwrap_or_default();
-        let pid_start_time = leftover::start_time(pid);
-        let (output, writer) = OutputHub::new(run_id, command.output_limit);
-        let (orders, received) = watch::channel(Orders::default());
-        let control = Control { orders: Arc::new(orders) };
+        let pid_start_time = start_time(pid);
+        let (limit, keep) = (command.output_limit, command.output_keep);
+        let (output, writer) = Writer::new(run_id, limit, keep);
+        let (control, received) = Control::new();
         let input = Input::new(child.stdin.take().zip(stdin.map(String::into_bytes)));
-        let pipes = Pipes::new(child.stdout.take(), child.stderr.take());
+        let pipes = Pipes::new(child.stdout.take(), child.stderr.take()).map_err(|e| {
+            let _ = tree::signal_group(pid, nix::sys::signal::Signal::SIGKILL);
+            // Before it leads a session it is in the worker's group.
+            let _ = child.start_kill();
+            StartError::new(StartProblem::Resources, format!("cannot read its output: {e}"))
+        })?;
+        let root = Some((pid, pid_start_time.unwrap_or(0)));
+        let (run, cgroup) = (run_id.to_string(), prepared.cgroup);
         let drive = Drive {
-            pid,
             child,
+            awaited,
+            tree: Tree::new(self.scanner.clone(), root, run, cgroup.clone()),
+            cgroup,
             input,
             pipes,
             writer,
@@ -168,64 +194,6 @@ impl Spawner {
         let ended = runtime.spawn(drive.run());
         Ok(Running { run_id, pid, pid_start_time, started_at, control, output, ended })
     }
-
-    fn prepare(&self, command: &Command) -> Result<Prepared, StartError> {
-        let (name, args) = resolve::argv(command.executor, &command.cmd, &command.args);
-        let switch_to = match command.user.as_deref() {
-            Some(user) if user != self.own.name => {
-                let account = Account::named(user)?;
-                (account.uid != self.own.uid).then_some(account)
-            }
-            _ => None,
-        };
-        let env = environment(switch_to.as_ref().unwrap_or(&self.own), &command.env);
-        if let Some(account) = switch_to {
-            if !self.own.uid.is_root() {
-                return Err(StartError::new(
-                    StartProblem::UserSwitch,
-                    format!(
-                        "cannot run as user {:?}: the worker runs as {:?}; only a worker that runs \
-                         as root can switch users",
-                        account.name, self.own.name
-                    ),
-                ));
-            }
-            if let Some(cwd) = &command.cwd {
-                resolve::check_cwd(cwd)?;
-            }
-            // Time-ordered, but with 74 random bits.
-            let nonce = uuid::Uuid::now_v7().simple().to_string();
-            let mut std = std::process::Command::new(&self.helper);
-            std.args(helper::arguments(&nonce, &account, command.cwd.as_deref(), name, args))
-                .current_dir("/")
-                .env_clear()
-                .envs(env);
-            return Ok(Prepared {
-                command: std,
-                program: self.helper.clone(),
-                cwd: "/".into(),
-                nonce: Some(nonce),
-            });
-        }
-        let home = command.user.as_ref().map(|_| self.own.home.as_path());
-        let cwd = command.cwd.as_deref().unwrap_or_else(|| default_cwd(home));
-        let path = env.get(&OsString::from("PATH")).map(OsString::as_os_str).unwrap_or_default();
-        let program = resolve::program(&name, path, cwd).map_err(|e| {
-            // A missing directory explains why nothing was found in it.
-            resolve::check_cwd(cwd).err().unwrap_or(e)
-        })?;
-        let mut std = std::process::Command::new(&program);
-        std.arg0(&name).args(&args).current_dir(cwd).env_clear().envs(env);
-        Ok(Prepared { command: std, program, cwd: cwd.into(), nonce: None })
-    }
-}
-
-struct Prepared {
-    command: std::process::Command,
-    program: PathBuf,
-    cwd: PathBuf,
-    /// Present if an exec helper comes in between.
-    nonce: Option<String>,
 }
 
 /// A running command.
@@ -243,7 +211,7 @@ pub struct Running {
     pub control: Control,
     /// What it writes.
     pub output: OutputHub,
-    ended: tokio::task::JoinHandle<Ended>,
+    pub(super) ended: tokio::task::JoinHandle<Ended>,
 }
 
 impl Running {
@@ -254,7 +222,7 @@ impl Running {
             Ok(ended) => ended,
             Err(e) => {
                 // A defect of ours; what it leaves behind must not run on unwatched.
-                let _ = leftover::send(self.pid, nix::sys::signal::Signal::SIGKILL);
+                let _ = tree::signal_group(self.pid, nix::sys::signal::Signal::SIGKILL);
                 let (output_bytes, dropped_bytes) = self.output.counts();
                 Ended {
                     code: Code::BUG,
@@ -273,9 +241,11 @@ impl Running {
 
 /// What was asked of a running command.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Orders {
+pub(crate) struct Orders {
     /// The first reason given.
-    pub(super) kill: Option<KillReason>,
+    pub(crate) kill: Option<KillReason>,
+    /// Whether no plan may take long any more; see [`KillReason::is_urgent`].
+    pub(super) shutdown: bool,
     /// The latest plan given, and its number.
     pub(super) plan: Option<(u64, KillPlan)>,
 }
@@ -284,16 +254,41 @@ pub(super) struct Orders {
 #[derive(Debug, Clone)]
 pub struct Control {
     orders: Arc<watch::Sender<Orders>>,
+    survives: bool,
 }
 
 impl Control {
-    /// Starts the command's own kill plan. Does nothing if it is being killed already or
-    /// has ended. Returns at once; [`Running::wait`] tells when it is over.
+    /// A control and the one who obeys it.
+    pub(crate) fn new() -> (Self, watch::Receiver<Orders>) {
+        let (orders, received) = watch::channel(Orders::default());
+        (Self { orders: Arc::new(orders), survives: false }, received)
+    }
+
+    /// The same for a run that survives the worker.
+    pub(super) fn surviving() -> (Self, watch::Receiver<Orders>) {
+        let (control, received) = Self::new();
+        (Self { survives: true, ..control }, received)
+    }
+
+    /// Whether the command goes on when the worker ends: then
+    /// [`KillReason::Shutdown`] does nothing.
+    pub fn survives(&self) -> bool {
+        self.survives
+    }
+
+    /// Starts the command's own kill plan. Does nothing if it is being killed already
+    /// (but at a shutdown that gets hurried) or has ended. Returns at once;
+    /// [`Running::wait`] tells when it is over.
     pub fn kill(&self, reason: KillReason) {
+        if self.survives && reason == KillReason::Shutdown {
+            return;
+        }
         self.orders.send_if_modified(|o| {
-            let first = o.kill.is_none();
+            let shutdown = reason.is_urgent();
+            let new = o.kill.is_none() || shutdown && !o.shutdown;
             o.kill.get_or_insert(reason);
-            first
+            o.shutdown |= shutdown;
+            new
         });
     }
 
@@ -302,6 +297,7 @@ impl Control {
     pub fn kill_with(&self, reason: KillReason, plan: KillPlan) {
         self.orders.send_modify(|o| {
             o.kill.get_or_insert(reason);
+            o.shutdown |= reason.is_urgent();
             let number = o.plan.as_ref().map_or(0, |(n, _)| *n) + 1;
             o.plan = Some((number, plan));
         });

@@ -2,6 +2,7 @@
 //! transaction, so that many of them share the cost of one flush to disk.
 
 use super::{
+    disk::Disk,
     error::StateError,
     open::{Lock, Opened},
     spool::{Meter, SpoolStats},
@@ -16,11 +17,19 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// Operations in one transaction, at most.
 const GROUP: usize = 512;
+
+/// After a transaction that several shared, the next one waits this long for company: a
+/// flush costs as much for many as for one, and who comes alone waits for nobody.
+const GATHER: Duration = Duration::from_millis(1);
+
+/// After one that this many shared it waits twice as long.
+const MANY: usize = 8;
 
 /// Free pages (4 KiB each) the file may keep before it is made smaller.
 const SPARE_PAGES: i64 = 2048;
@@ -54,6 +63,8 @@ pub(super) struct Counters {
     pub(super) failed: AtomicU64,
     /// Failed, and nobody waited for them.
     pub(super) lost: Counter,
+    /// How the disk is.
+    pub(super) disk: Disk,
 }
 
 impl Counters {
@@ -113,8 +124,15 @@ where
                 let _ = reply.send(outcome.and_then(|()| result.ok_or_else(StateError::closed)));
             }
             None => {
-                if let Err(error) = outcome {
-                    tracing::error!(%error, "a write to the worker's state was lost");
+                // That the disk refuses is told once and not by each write.
+                match outcome {
+                    Err(error) if error.retryable() => {
+                        tracing::debug!(%error, "a write to the worker's state was lost");
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "a write to the worker's state was lost");
+                    }
+                    Ok(()) => {}
                 }
             }
         }
@@ -155,9 +173,17 @@ pub(super) fn run(
                 Message::Close(reply) => closing = Some(reply),
             }
         }
+        let gather = match operations.len() {
+            0 | 1 => Duration::ZERO,
+            n if n < MANY => GATHER,
+            _ => GATHER * 2,
+        };
         cx.group(operations, counters);
         while cx.freed && queue.is_empty() {
             cx.shrink();
+        }
+        if closing.is_none() {
+            std::thread::sleep(gather);
         }
     }
     drop(queue);
@@ -202,10 +228,12 @@ impl Context {
     ) -> Result<(), StateError> {
         let before = (self.meter, self.refused.clone());
         counters.transactions.fetch_add(1, Ordering::Relaxed);
+        let began = Instant::now();
         let outcome = self
             .sql("BEGIN IMMEDIATE")
             .and_then(|()| operations.iter_mut().try_for_each(|o| o.apply(self)))
             .and_then(|()| self.sql("COMMIT"));
+        counters.disk.note(&outcome, began.elapsed());
         if outcome.is_ok() {
             // Before anybody learns of the success, so that figures and answers agree.
             self.stats.send_if_modified(|s| s.update(&self.meter));

@@ -66,6 +66,11 @@ impl StateError {
         Self::new(problem, format!("state file {}: {error}{remedy}", path.display()))
     }
 
+    /// Whether the disk, and not the operation, is at fault.
+    pub fn refused(&self) -> bool {
+        self.retryable() || self.problem == StateProblem::Corrupt
+    }
+
     /// Whether the same operation may succeed later.
     pub fn retryable(&self) -> bool {
         matches!(

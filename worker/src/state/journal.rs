@@ -1,16 +1,18 @@
-//! Runs that are under way, runs seen lately, and the cursors of jobs.
+//! Runs that are under way, and runs seen lately.
 
 use super::{
+    cursor::{self, millis},
     engine::Context,
     spool::{self, Row},
+    waits::{self, WaitEntry},
 };
 use jiff::{SignedDuration, Timestamp};
 use meepo_core::{
     id::{Name, RunId},
     run::{Cause, RunRecord},
 };
-use rusqlite::{Connection, OptionalExtension, Result, params};
-use std::collections::BTreeMap;
+use rusqlite::{Connection, Result, params};
+use std::collections::HashSet;
 
 /// How long a run id is remembered.
 const SEEN_FOR: SignedDuration = SignedDuration::from_hours(7 * 24);
@@ -53,39 +55,17 @@ pub struct OpenRun {
 /// A record as the journal holds it.
 #[derive(Debug)]
 pub(super) struct Entry {
-    pub(super) run_id: RunId,
-    pub(super) json: String,
+    run_id: RunId,
+    again: bool,
+    json: String,
 }
 
 impl Entry {
     pub(super) fn new(record: &RunRecord) -> Self {
         // A record has only string keys and no failing `Serialize`.
-        Self { run_id: record.run_id, json: serde_json::to_string(record).unwrap_or_default() }
+        let json = serde_json::to_string(record).unwrap_or_default();
+        Self { run_id: record.run_id, again: may_come_again(record), json }
     }
-}
-
-fn millis(t: Timestamp) -> i64 {
-    t.as_millisecond()
-}
-
-fn instant(ms: i64) -> Timestamp {
-    Timestamp::from_millisecond(ms).unwrap_or_default()
-}
-
-/// Moves the cursor forward; answers where it is if it is there already.
-fn advance(conn: &Connection, job: &Name, slot: Timestamp) -> Result<Option<Timestamp>> {
-    let moved = conn
-        .prepare_cached(
-            "INSERT INTO cursor (job, slot) VALUES (?1, ?2)
-             ON CONFLICT (job) DO UPDATE SET slot = excluded.slot
-             WHERE excluded.slot > cursor.slot",
-        )?
-        .execute(params![job.as_str(), millis(slot)])?;
-    if moved > 0 {
-        return Ok(None);
-    }
-    conn.prepare_cached("SELECT slot FROM cursor WHERE job = ?1")?
-        .query_row([job.as_str()], |r| r.get(0).map(|ms| Some(instant(ms))))
 }
 
 /// Remembers a run id; answers whether it was new.
@@ -112,6 +92,26 @@ fn remember(cx: &mut Context, run_id: RunId) -> Result<bool> {
     Ok(true)
 }
 
+/// See [`State::seen`](super::State::seen).
+pub(super) fn seen(conn: &Connection, ids: &[RunId]) -> Result<HashSet<RunId>> {
+    let mut find = conn.prepare_cached("SELECT 1 FROM seen WHERE run_id = ?1")?;
+    let mut found = HashSet::new();
+    for id in ids {
+        if find.exists([id.0.as_bytes()])? {
+            found.insert(*id);
+        }
+    }
+    Ok(found)
+}
+
+/// Whether the same run may be decided on again in a later life: it was claimed, or
+/// somebody asked for it. Its id must be remembered. Others are guarded by the cursor of
+/// their job or by their wait, which change together with the journal.
+fn may_come_again(record: &RunRecord) -> bool {
+    record.fence.is_some()
+        || !matches!(record.cause, Cause::Schedule | Cause::Misfire | Cause::Reboot)
+}
+
 /// See [`State::begin_run`](super::State::begin_run).
 pub(super) fn begin(
     cx: &mut Context,
@@ -119,25 +119,19 @@ pub(super) fn begin(
     cursor: Option<&(Name, Timestamp)>,
 ) -> Result<Begin> {
     let id = entry.run_id.0.as_bytes();
-    let known = cx
-        .conn
-        .prepare_cached(
-            "SELECT 1 FROM seen WHERE run_id = ?1 UNION ALL
-             SELECT 1 FROM journal WHERE run_id = ?1 LIMIT 1",
-        )?
-        .exists([id])?;
-    if known {
+    let open = cx.conn.prepare_cached("SELECT 1 FROM journal WHERE run_id = ?1")?.exists([id])?;
+    if open || (entry.again && !remember(cx, entry.run_id)?) {
         return Ok(Begin::KnownRun);
     }
     if let Some((job, slot)) = cursor
-        && let Some(cursor) = advance(&cx.conn, job, *slot)?
+        && let Some(cursor) = cursor::advance(&cx.conn, job, *slot, 1)?
     {
         return Ok(Begin::SlotTaken { cursor });
     }
+    waits::remove(&cx.conn, entry.run_id)?;
     cx.conn
         .prepare_cached("INSERT INTO journal (run_id, record) VALUES (?1, ?2)")?
         .execute(params![id, entry.json])?;
-    remember(cx, entry.run_id)?;
     Ok(Begin::New)
 }
 
@@ -149,19 +143,23 @@ pub(super) fn started(cx: &Context, run_id: RunId, pid: u32, start: u64) -> Resu
         .map(drop)
 }
 
-/// See [`State::end_run`](super::State::end_run).
-pub(super) fn end(cx: &mut Context, record: &RunRecord) -> Result<u64> {
+/// See [`State::end_run_with`](super::State::end_run_with).
+pub(super) fn end(cx: &mut Context, record: &RunRecord, next: Option<&WaitEntry>) -> Result<u64> {
     let run_id = record.run_id;
     cx.conn
         .prepare_cached("DELETE FROM journal WHERE run_id = ?1")?
         .execute([run_id.0.as_bytes()])?;
-    remember(cx, run_id)?;
+    if may_come_again(record) {
+        // Once more: a long run may have outlived the memory of its beginning.
+        remember(cx, run_id)?;
+    }
     let refused = cx.refused.remove(&run_id).unwrap_or(0);
     let row = match refused {
         0 => Row::record(record),
         n => Row::record(&RunRecord { dropped_bytes: record.dropped_bytes + n, ..record.clone() }),
     };
     spool::push(cx, &row)?;
+    next.map_or(Ok(()), |wait| waits::put(&cx.conn, wait))?;
     Ok(refused)
 }
 
@@ -169,15 +167,15 @@ pub(super) fn end(cx: &mut Context, record: &RunRecord) -> Result<u64> {
 #[derive(Debug)]
 pub(super) struct Note {
     row: Row,
-    /// Present where the same run may be decided on again in a later life: it was
-    /// claimed, or asked for by a key in etcd. It is recorded once.
-    once: Option<RunId>,
+    run_id: RunId,
+    /// See [`may_come_again`]: it is recorded once.
+    again: bool,
 }
 
 impl Note {
     pub(super) fn new(record: &RunRecord) -> Self {
-        let again = record.fence.is_some() || record.cause == Cause::Trigger;
-        Self { row: Row::record(record), once: again.then_some(record.run_id) }
+        let row = Row::record(record);
+        Self { row, run_id: record.run_id, again: may_come_again(record) }
     }
 }
 
@@ -188,12 +186,13 @@ pub(super) fn note(
     cursor: Option<&(Name, Timestamp)>,
 ) -> Result<Begin> {
     if let Some((job, slot)) = cursor
-        && let Some(cursor) = advance(&cx.conn, job, *slot)?
+        && let Some(cursor) = cursor::advance(&cx.conn, job, *slot, 0)?
     {
         return Ok(Begin::SlotTaken { cursor });
     }
     for note in notes {
-        if note.once.map_or(Ok(true), |run_id| remember(cx, run_id))? {
+        waits::remove(&cx.conn, note.run_id)?;
+        if !note.again || remember(cx, note.run_id)? {
             spool::push(cx, &note.row)?;
         }
     }
@@ -220,27 +219,4 @@ pub(super) fn open_runs(conn: &Connection) -> Result<Vec<OpenRun>> {
         }
     }
     Ok(runs)
-}
-
-/// Every job's cursor.
-pub(super) fn cursors(conn: &Connection) -> Result<BTreeMap<Name, Timestamp>> {
-    let mut statement = conn.prepare("SELECT job, slot FROM cursor")?;
-    let rows = statement.query_map([], |r| Ok((r.get::<_, String>(0)?, r.get(1)?)))?;
-    rows.filter_map(|row| match row {
-        Ok((job, slot)) => Name::new(&job).ok().map(|job| Ok((job, instant(slot)))),
-        Err(e) => Some(Err(e)),
-    })
-    .collect()
-}
-
-/// One job's cursor.
-pub(super) fn cursor(conn: &Connection, job: &Name) -> Result<Option<Timestamp>> {
-    conn.prepare_cached("SELECT slot FROM cursor WHERE job = ?1")?
-        .query_row([job.as_str()], |r| r.get(0).map(instant))
-        .optional()
-}
-
-/// Removes a job's cursor.
-pub(super) fn forget(conn: &Connection, job: &Name) -> Result<()> {
-    conn.prepare_cached("DELETE FROM cursor WHERE job = ?1")?.execute([job.as_str()]).map(drop)
 }

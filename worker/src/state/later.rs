@@ -4,16 +4,18 @@ use super::{
     Begin, SnapshotEntry, State, StateError,
     engine::{Call, Context, Message},
     journal::{self, Entry, Note},
-    snapshot,
+    push_all, snapshot,
+    spool::Row,
 };
 use jiff::Timestamp;
 use meepo_core::{
     id::{Name, RunId},
-    run::RunRecord,
+    run::{OutputChunk, RunRecord},
 };
 use std::{
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{self, Poll},
 };
 use tokio::sync::oneshot;
@@ -31,7 +33,46 @@ impl<R> Future for Queued<R> {
     }
 }
 
+impl<R> Queued<R> {
+    /// An answer that is there already.
+    pub fn ready(answer: Result<R, StateError>) -> Self {
+        let (reply, queued) = oneshot::channel();
+        // The receiver is right here.
+        let _ = reply.send(answer);
+        Self(queued)
+    }
+}
+
 impl State {
+    /// Sends [`State::note_runs`] in order; the answer is waited for later.
+    pub async fn note_runs_queued(
+        &self,
+        records: &[RunRecord],
+        cursor: Option<(Name, Timestamp)>,
+    ) -> Result<Queued<Begin>, StateError> {
+        let notes: Vec<_> = records.iter().map(Note::new).collect();
+        self.queued(move |cx| journal::note(cx, &notes, cursor.as_ref())).await
+    }
+
+    /// Sends pieces of output to the spool in order; the answer is waited for later.
+    pub async fn spool_output_queued(
+        &self,
+        chunks: &[Arc<OutputChunk>],
+    ) -> Result<Queued<()>, StateError> {
+        let rows: Vec<_> = chunks.iter().map(|c| Row::chunk(c)).collect();
+        self.queued(move |cx| push_all(cx, &rows)).await
+    }
+
+    async fn queued<R, F>(&self, f: F) -> Result<Queued<R>, StateError>
+    where
+        R: Send + 'static,
+        F: FnMut(&mut Context) -> rusqlite::Result<R> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        self.send(Message::Do(Box::new(Call { f, result: None, reply: Some(reply) }))).await?;
+        Ok(Queued(answer))
+    }
+
     /// Sends [`State::begin_run`]. Operations take effect in the order in which they
     /// were sent, so beginnings of one job sent in the order of their slots never get
     /// in each other's way.
@@ -41,10 +82,7 @@ impl State {
         cursor: Option<(Name, Timestamp)>,
     ) -> Result<Queued<Begin>, StateError> {
         let entry = Entry::new(record);
-        let (reply, answer) = oneshot::channel();
-        let f = move |cx: &mut Context| journal::begin(cx, &entry, cursor.as_ref());
-        self.send(Message::Do(Box::new(Call { f, result: None, reply: Some(reply) }))).await?;
-        Ok(Queued(answer))
+        self.queued(move |cx| journal::begin(cx, &entry, cursor.as_ref())).await
     }
 
     /// Sends [`State::note_runs`]; a failure to write is logged. Errors: the state is
@@ -68,22 +106,17 @@ impl State {
         self.later(move |cx| journal::started(cx, run_id, pid, start)).await
     }
 
-    /// Sends [`State::forget_job`]; as [`State::note_runs_later`].
-    pub async fn forget_job_later(&self, job: Name) -> Result<(), StateError> {
-        self.later(move |cx| journal::forget(&cx.conn, &job)).await
+    /// Sends an order to put entries into the snapshot; as [`State::note_runs_later`].
+    pub async fn put_snapshots_later(&self, entries: Vec<SnapshotEntry>) -> Result<(), StateError> {
+        self.later(move |cx| entries.iter().try_for_each(|e| snapshot::put(&cx.conn, e))).await
     }
 
-    /// Sends [`State::put_snapshot`]; as [`State::note_runs_later`].
-    pub async fn put_snapshot_later(&self, entry: SnapshotEntry) -> Result<(), StateError> {
-        self.later(move |cx| snapshot::put(&cx.conn, &entry)).await
-    }
-
-    /// Sends [`State::delete_snapshot`]; as [`State::note_runs_later`].
+    /// Sends an order to remove a key from the snapshot; as [`State::note_runs_later`].
     pub async fn delete_snapshot_later(&self, key: String) -> Result<(), StateError> {
         self.later(move |cx| snapshot::delete(&cx.conn, &key)).await
     }
 
-    async fn later<R, F>(&self, f: F) -> Result<(), StateError>
+    pub(super) async fn later<R, F>(&self, f: F) -> Result<(), StateError>
     where
         R: Send + 'static,
         F: FnMut(&mut Context) -> rusqlite::Result<R> + Send + 'static,

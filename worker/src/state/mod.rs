@@ -2,9 +2,10 @@
 //!
 //! | table | what it holds |
 //! |---|---|
-//! | `cursor` | the last slot of each job that was started or given up |
+//! | `cursor` | the last slot of each job that was started or given up, and how many scheduled runs began |
 //! | `journal` | runs begun and not known to have ended |
 //! | `seen` | ids of runs begun or ended lately (7 days, 100,000 at most), so that a trigger that comes again after a restart starts nothing |
+//! | `waits` | further attempts that were promised and have not begun |
 //! | `spool` | records and output on their way to the log store |
 //! | `snapshot` | the last known assignments, for a start without etcd |
 //!
@@ -13,6 +14,8 @@
 //! disk, so many callers share one flush. An operation that failed has left nothing
 //! behind; operations take effect in the order in which they were sent.
 
+mod cursor;
+mod disk;
 mod engine;
 mod error;
 mod journal;
@@ -20,13 +23,17 @@ mod later;
 mod open;
 mod snapshot;
 mod spool;
+mod waits;
 
+pub use cursor::Cursor;
+pub use disk::Refusal;
 pub use error::{StateError, StateProblem};
 pub use journal::{Begin, OpenRun};
 pub use later::Queued;
 pub use open::private_dir;
 pub use snapshot::SnapshotEntry;
 pub use spool::{Batch, SpoolItem, SpoolStats};
+pub use waits::WaitEntry;
 
 use engine::{Call, Context, Counters, Message};
 use jiff::Timestamp;
@@ -36,9 +43,9 @@ use meepo_core::{
     run::{OutputChunk, RunRecord},
 };
 use prometheus_client::metrics::counter::Counter;
-use spool::Row;
+use spool::{Acked, Row};
 use std::{
-    collections::BTreeMap,
+    collections::HashSet,
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
 };
@@ -126,8 +133,9 @@ impl State {
     }
 
     /// Enters a run into the journal before its process starts and, if `cursor` names a
-    /// job and a slot, moves that job's cursor there, both or neither. Only on
-    /// [`Begin::New`] may the process start; in particular not on an error.
+    /// job and a slot, moves that job's cursor there and counts the run; a wait for the
+    /// run is over. All or nothing. Only on [`Begin::New`] may the process start; in
+    /// particular not on an error.
     pub async fn begin_run(
         &self,
         record: &RunRecord,
@@ -147,12 +155,22 @@ impl State {
     /// neither. The id stays known for a while. Answers how many bytes of its output a
     /// full spool refused; the record in the spool counts them as dropped.
     pub async fn end_run(&self, record: &RunRecord) -> Result<u64, StateError> {
-        let record = record.clone();
-        self.call(move |cx| journal::end(cx, &record)).await
+        self.end_run_with(record, None).await
+    }
+
+    /// [`end_run`](Self::end_run) that also promises the next attempt, all or nothing.
+    pub async fn end_run_with(
+        &self,
+        record: &RunRecord,
+        next: Option<&WaitEntry>,
+    ) -> Result<u64, StateError> {
+        let (record, next) = (record.clone(), next.cloned());
+        self.call(move |cx| journal::end(cx, &record, next.as_ref())).await
     }
 
     /// Puts records of slots for which nothing was started (missed, skipped) into the
-    /// spool and moves the cursor as [`begin_run`](Self::begin_run) does, all or nothing.
+    /// spool and moves the cursor as [`begin_run`](Self::begin_run) does, without counting;
+    /// waits for them are over. All or nothing.
     /// Nothing is written on [`Begin::SlotTaken`]. A run that was claimed or asked for by
     /// a key is recorded once: if its id is known already, its record is left out.
     pub async fn note_runs(
@@ -164,24 +182,15 @@ impl State {
         self.call(move |cx| journal::note(cx, &notes, cursor.as_ref())).await
     }
 
+    /// Those of the requested runs `ids` that have begun or were turned down, as far as that
+    /// is remembered.
+    pub async fn seen(&self, ids: Vec<RunId>) -> Result<HashSet<RunId>, StateError> {
+        self.call(move |cx| journal::seen(&cx.conn, &ids)).await
+    }
+
     /// The runs that were begun and not ended, for the start of the worker.
     pub async fn recover(&self) -> Result<Vec<OpenRun>, StateError> {
         self.call(|cx| journal::open_runs(&cx.conn)).await
-    }
-
-    /// Every job's cursor: its last slot that was started or given up.
-    pub async fn cursors(&self) -> Result<BTreeMap<Name, Timestamp>, StateError> {
-        self.call(|cx| journal::cursors(&cx.conn)).await
-    }
-
-    /// The cursor of `job`.
-    pub async fn cursor(&self, job: Name) -> Result<Option<Timestamp>, StateError> {
-        self.call(move |cx| journal::cursor(&cx.conn, &job)).await
-    }
-
-    /// Removes the cursor of a job that is gone.
-    pub async fn forget_job(&self, job: Name) -> Result<(), StateError> {
-        self.call(move |cx| journal::forget(&cx.conn, &job)).await
     }
 
     /// Puts items into the spool and waits until they are durable.
@@ -219,9 +228,25 @@ impl State {
         self.call(move |cx| spool::peek(cx, after, max_items, max_bytes)).await
     }
 
-    /// Deletes the items up to `last_id` (of a [`Batch`]): they are delivered.
-    pub async fn ack(&self, last_id: i64) -> Result<(), StateError> {
-        self.call(move |cx| spool::ack(cx, last_id)).await
+    /// Deletes the items of a batch, and all before it: they are delivered.
+    pub async fn ack(&self, batch: &Batch) -> Result<(), StateError> {
+        let acked = Acked::from(batch);
+        self.call(move |cx| spool::ack(cx, &acked)).await
+    }
+
+    /// [`ack`](Self::ack) and then [`peek`](Self::peek), with one flush to disk.
+    pub async fn ack_and_peek(
+        &self,
+        delivered: Option<&Batch>,
+        max_items: usize,
+        max_bytes: usize,
+    ) -> Result<Batch, StateError> {
+        let acked = delivered.map(Acked::from);
+        self.call(move |cx| {
+            acked.iter().try_for_each(|acked| spool::ack(cx, acked))?;
+            spool::peek(cx, 0, max_items, max_bytes)
+        })
+        .await
     }
 
     /// What the spool holds.
@@ -234,24 +259,14 @@ impl State {
         self.stats.clone()
     }
 
-    /// Makes `entries` the whole snapshot.
-    pub async fn replace_snapshot(&self, entries: Vec<SnapshotEntry>) -> Result<(), StateError> {
-        self.call(move |cx| snapshot::replace(&cx.conn, &entries)).await
-    }
-
-    /// Puts one entry into the snapshot.
-    pub async fn put_snapshot(&self, entry: SnapshotEntry) -> Result<(), StateError> {
-        self.call(move |cx| snapshot::put(&cx.conn, &entry)).await
-    }
-
-    /// Removes a key from the snapshot.
-    pub async fn delete_snapshot(&self, key: String) -> Result<(), StateError> {
-        self.call(move |cx| snapshot::delete(&cx.conn, &key)).await
-    }
-
     /// The whole snapshot, by key.
     pub async fn load_snapshot(&self) -> Result<Vec<SnapshotEntry>, StateError> {
         self.call(|cx| snapshot::load(&cx.conn)).await
+    }
+
+    /// What the snapshot holds at `key`.
+    pub async fn snapshot(&self, key: String) -> Result<Option<Vec<u8>>, StateError> {
+        self.call(move |cx| snapshot::get(&cx.conn, &key)).await
     }
 
     /// Figures since the state was opened.

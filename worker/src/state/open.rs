@@ -11,7 +11,7 @@ use std::{
 };
 
 /// The migrations in order; the file's `user_version` counts those applied.
-const MIGRATIONS: &[&str] = &[include_str!("schema_1.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("schema_1.sql"), include_str!("schema_2.sql")];
 
 /// Files up to this size are checked for damage when opened; larger ones would take
 /// seconds.
@@ -145,6 +145,8 @@ impl Opened {
         conn.pragma_update(None, "journal_mode", "WAL")?;
         conn.pragma_update(None, "synchronous", "FULL")?;
         conn.pragma_update(None, "journal_size_limit", 64 << 20)?;
+        // 16 MiB: what the journal inserts and deletes again mostly never leaves the log.
+        conn.pragma_update(None, "wal_autocheckpoint", 4000)?;
         if size > 0 && size <= CHECK_UP_TO {
             let found: String = conn.query_row("PRAGMA quick_check(1)", [], |r| r.get(0))?;
             if found != "ok" {

@@ -1,7 +1,6 @@
 //! The last known assignments, for a start without etcd.
 
-use rusqlite::{Connection, Result, params};
-use std::collections::HashSet;
+use rusqlite::{Connection, OptionalExtension, Result, params};
 
 /// A key of etcd with its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,17 +29,11 @@ pub(super) fn delete(conn: &Connection, key: &str) -> Result<()> {
     conn.prepare_cached("DELETE FROM snapshot WHERE key = ?1")?.execute([key]).map(drop)
 }
 
-/// Makes `entries` all there is.
-pub(super) fn replace(conn: &Connection, entries: &[SnapshotEntry]) -> Result<()> {
-    let wanted: HashSet<&str> = entries.iter().map(|e| e.key.as_str()).collect();
-    let present: Vec<String> = {
-        let mut statement = conn.prepare_cached("SELECT key FROM snapshot")?;
-        statement.query_map([], |r| r.get(0))?.collect::<Result<_>>()?
-    };
-    for key in present.iter().filter(|k| !wanted.contains(k.as_str())) {
-        delete(conn, key)?;
-    }
-    entries.iter().try_for_each(|e| put(conn, e))
+/// The value of `key`.
+pub(super) fn get(conn: &Connection, key: &str) -> Result<Option<Vec<u8>>> {
+    conn.prepare_cached("SELECT value FROM snapshot WHERE key = ?1")?
+        .query_row([key], |r| r.get(0))
+        .optional()
 }
 
 /// Everything, by key.

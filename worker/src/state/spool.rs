@@ -128,10 +128,27 @@ impl SpoolStats {
 pub struct Batch {
     /// In the order in which they were put in.
     pub items: Vec<SpoolItem>,
-    /// For [`State::ack`](super::State::ack); 0 if there was nothing.
+    /// The id of the last one; 0 if there was nothing.
     pub last_id: i64,
     /// Items up to `last_id` that cannot be read (written by a newer version, or damaged).
     pub unreadable: u64,
+    /// What all of them count against the limit, in bytes.
+    bytes: u64,
+}
+
+/// What is acknowledged of a batch.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Acked {
+    last_id: i64,
+    rows: u64,
+    bytes: u64,
+}
+
+impl From<&Batch> for Acked {
+    fn from(batch: &Batch) -> Self {
+        let rows = batch.items.len() as u64 + batch.unreadable;
+        Self { last_id: batch.last_id, rows, bytes: batch.bytes }
+    }
 }
 
 /// Measures what a file holds when it is opened.
@@ -194,6 +211,7 @@ pub(super) fn peek(cx: &Context, after: i64, max_items: usize, max_bytes: usize)
         if bytes > max_bytes && batch.last_id != 0 {
             break;
         }
+        batch.bytes += payload.len() as u64 + ROW.cast_unsigned();
         batch.last_id = row.get(0)?;
         match Row::decode(row.get(1)?, payload) {
             Some(item) => batch.items.push(item),
@@ -203,18 +221,21 @@ pub(super) fn peek(cx: &Context, after: i64, max_items: usize, max_bytes: usize)
     Ok(batch)
 }
 
-/// Deletes everything up to `last_id`.
-pub(super) fn ack(cx: &mut Context, last_id: i64) -> Result<()> {
-    let (rows, bytes): (i64, i64) = cx
-        .conn
-        .prepare_cached(
-            "SELECT count(*), coalesce(sum(length(payload) + ?2), 0) FROM spool WHERE id <= ?1",
-        )?
-        .query_row(params![last_id, ROW], |r| Ok((r.get(0)?, r.get(1)?)))?;
-    cx.conn.prepare_cached("DELETE FROM spool WHERE id <= ?1")?.execute([last_id])?;
-    cx.meter.rows = cx.meter.rows.saturating_sub(rows.cast_unsigned());
-    cx.meter.bytes = cx.meter.bytes.saturating_sub(bytes.cast_unsigned());
-    cx.meter.oldest_ms = oldest(&cx.conn)?;
-    cx.freed |= rows > 0;
+/// Deletes a batch with everything before it.
+pub(super) fn ack(cx: &mut Context, batch: &Acked) -> Result<()> {
+    let deleted =
+        cx.conn.prepare_cached("DELETE FROM spool WHERE id <= ?1")?.execute([batch.last_id])?
+            as u64;
+    if deleted == batch.rows {
+        cx.meter.rows = cx.meter.rows.saturating_sub(deleted);
+        cx.meter.bytes = cx.meter.bytes.saturating_sub(batch.bytes);
+        cx.meter.oldest_ms = oldest(&cx.conn)?;
+    } else {
+        // It was acknowledged before, or what came before it was not: counted anew.
+        let found = measure(&cx.conn)?;
+        let (rows, bytes, oldest_ms) = (found.rows, found.bytes, found.oldest_ms);
+        cx.meter = Meter { rows, bytes, oldest_ms, ..cx.meter };
+    }
+    cx.freed |= deleted > 0;
     Ok(())
 }

@@ -13,7 +13,7 @@ pub(super) fn has(bits: &Bits, i: usize) -> bool {
 }
 
 /// The fields of an expression. Bit `n` of a mask stands for the value `n`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Masks {
     pub(super) seconds: u64,
     pub(super) minutes: u64,
@@ -33,7 +33,7 @@ pub(super) struct Masks {
 }
 
 /// The parts of [`Masks`] that few expressions need.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Rare {
     /// Bit `n` is the year `FIRST_YEAR + n`.
     pub(super) years: Bits,

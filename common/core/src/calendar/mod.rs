@@ -26,7 +26,10 @@
 //! `@yearly` `@annually` `@monthly` `@weekly` `@daily` `@midnight` `@hourly` stand
 //! for fields. `@every 90s` fires at the multiples of the duration counted from
 //! 1970-01-01T00:00:00Z, so every node and every restart agree on its slots, whatever
-//! the time zone. `@reboot` has no slots; [`Schedule::is_reboot`] tells.
+//! the time zone. `@at 2026-12-24T18:00` fires once, at that civil time of the job's
+//! zone (with `Z` or an offset at that instant); where clocks go forward over it, right
+//! after the gap, where they go back, in the first pass. `@reboot` has no slots;
+//! [`Schedule::is_reboot`] tells.
 //!
 //! **Clock changes.** A schedule whose minute or hour field starts with `*` follows
 //! elapsed time: it fires at every instant whose civil time matches, so in both passes
@@ -50,7 +53,8 @@ mod tests;
 use crate::{code::Code, error::Invalid};
 use jiff::{
     Timestamp,
-    tz::{TimeZone, TimeZoneDatabase},
+    civil::DateTime,
+    tz::{AmbiguousOffset, TimeZone, TimeZoneDatabase},
 };
 use mask::Masks;
 use std::{num::NonZeroU64, sync::LazyLock};
@@ -65,14 +69,15 @@ pub const MAX_EXPRESSION: usize = 1024;
 /// A compiled schedule; see the [module](self) for the language. It needs no more
 /// than 48 bytes, and only `W`, `#`, `L-3`, `5L` and years put more on the heap,
 /// which clones share.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Schedule(Kind);
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Kind {
     Calendar(Masks),
     /// A number of seconds; slots are its multiples since the Unix epoch.
     Every(NonZeroU64),
+    At(At),
     Reboot,
 }
 
@@ -93,8 +98,14 @@ impl Schedule {
         match &self.0 {
             Kind::Calendar(masks) => next::next_after(masks, after, tz),
             Kind::Every(seconds) => next::next_multiple(*seconds, after),
+            Kind::At(at) => at.instant(tz).filter(|slot| *slot > after),
             Kind::Reboot => None,
         }
+    }
+
+    /// Whether this is `@at`, which has one slot only.
+    pub fn is_at(&self) -> bool {
+        matches!(self.0, Kind::At(_))
     }
 
     /// All slots strictly after `after`, ascending.
@@ -105,6 +116,30 @@ impl Schedule {
     /// Whether this is `@reboot`, which fires when the worker's host starts.
     pub fn is_reboot(&self) -> bool {
         matches!(self.0, Kind::Reboot)
+    }
+}
+
+/// One instant, in whole seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum At {
+    Instant(Timestamp),
+    /// In whatever zone the job has.
+    Civil(DateTime),
+}
+
+impl At {
+    fn instant(self, tz: &TimeZone) -> Option<Timestamp> {
+        match self {
+            Self::Instant(t) => Some(t),
+            Self::Civil(civil) => match tz.to_ambiguous_timestamp(civil).offset() {
+                AmbiguousOffset::Gap { before, after } => {
+                    let early = after.to_timestamp(civil).ok()?;
+                    next::change(tz, early, before.to_timestamp(civil).ok()?)
+                }
+                AmbiguousOffset::Unambiguous { offset }
+                | AmbiguousOffset::Fold { before: offset, .. } => offset.to_timestamp(civil).ok(),
+            },
+        }
     }
 }
 

@@ -100,7 +100,7 @@ fn next_elapsed(masks: &Masks, after: Timestamp, tz: &TimeZone) -> Option<Timest
 }
 
 /// The instant in `(low, high]` at which the offset stops being that of `low`.
-fn change(tz: &TimeZone, low: Timestamp, high: Timestamp) -> Option<Timestamp> {
+pub(super) fn change(tz: &TimeZone, low: Timestamp, high: Timestamp) -> Option<Timestamp> {
     let offset = tz.to_offset(low);
     let (mut low, mut high) = (low.as_second(), high.as_second());
     while high - low > 1 {

@@ -1,15 +1,16 @@
 //! From text to masks.
 
 use super::{
-    FIRST_YEAR, Kind, LAST_YEAR, MAX_EXPRESSION,
+    At, FIRST_YEAR, Kind, LAST_YEAR, MAX_EXPRESSION,
     mask::{Bits, Civil, Masks, Rare},
 };
 use crate::{code::Code, duration::HumanDuration, error::Invalid};
+use jiff::{Timestamp, civil::DateTime};
 use std::{num::NonZeroU64, sync::Arc};
 
 const FORMS: &str = "5 fields (minute hour day-of-month month weekday), 6 with seconds first, 7 \
                      with the year last, or one of @yearly @annually @monthly @weekly @daily \
-                     @midnight @hourly @reboot @every";
+                     @midnight @hourly @reboot @every @at";
 
 /// What is particular about a field.
 struct Field {
@@ -94,6 +95,9 @@ fn parse_alias(alias: &str) -> Result<Kind, Invalid> {
     if word == "every" {
         return parse_every(rest.trim());
     }
+    if word == "at" {
+        return parse_at(rest.trim());
+    }
     if !rest.trim().is_empty() {
         return Err(bad(format!("{} after @{word}", quote(rest.trim())), "nothing after it"));
     }
@@ -118,6 +122,27 @@ fn parse_every(text: &str) -> Result<Kind, Invalid> {
         Some(_) => Err(bad(format!("@every {} has a part of a second", quote(text)), EXPECTED)),
         None => Err(bad(format!("@every {} is under a second", quote(text)), EXPECTED)),
     }
+}
+
+fn parse_at(text: &str) -> Result<Kind, Invalid> {
+    const EXPECTED: &str = "an instant in whole seconds such as 2026-12-24T18:00:00Z, or \
+                            2026-12-24T18:00 in the job's time zone";
+    let whole = |nanoseconds: i32| match nanoseconds {
+        0 => Ok(()),
+        _ => Err(bad(format!("@at {} has a part of a second", quote(text)), EXPECTED)),
+    };
+    // The longer form first: as a civil time it would lose its offset.
+    if let Ok(instant) = text.parse::<Timestamp>() {
+        whole(instant.subsec_nanosecond())?;
+        return Ok(Kind::At(At::Instant(instant)));
+    }
+    let civil = text
+        .parse::<DateTime>()
+        .ok()
+        .filter(|_| !text.contains(['Z', 'z', '[']))
+        .ok_or_else(|| bad(format!("@at {} is not an instant", quote(text)), EXPECTED))?;
+    whole(civil.subsec_nanosecond())?;
+    Ok(Kind::At(At::Civil(civil)))
 }
 
 fn compile(fields: [&str; 7]) -> Result<Masks, Invalid> {

@@ -237,3 +237,23 @@ fn no_expression_takes_long() {
     // Generous: it is about a millisecond on a slow machine without optimisation.
     assert!(start.elapsed() < Duration::from_secs(5));
 }
+
+#[test]
+fn at_is_one_instant_or_one_civil_time() {
+    let london = time_zone("Europe/London").unwrap();
+    let slots = |expr: &str, tz: &TimeZone| -> Vec<String> {
+        let schedule = Schedule::parse(expr).unwrap();
+        schedule.iter_after(Timestamp::UNIX_EPOCH, tz).map(|t| t.to_string()).collect()
+    };
+    assert_eq!(slots("@at 2026-12-24T18:00:00Z", &london), ["2026-12-24T18:00:00Z"]);
+    assert_eq!(slots("@at 2026-07-01T18:00:00+02:00", &london), ["2026-07-01T16:00:00Z"]);
+    assert_eq!(slots("@at 2026-07-01T18:00", &london), ["2026-07-01T17:00:00Z"]);
+    assert_eq!(slots("@at 2026-07-01 18:00", &TimeZone::UTC), ["2026-07-01T18:00:00Z"]);
+    // 01:30 does not exist on one day and exists twice on the other.
+    assert_eq!(slots("@at 2026-03-29T01:30", &london), ["2026-03-29T01:00:00Z"]);
+    assert_eq!(slots("@at 2026-10-25T01:30", &london), ["2026-10-25T00:30:00Z"]);
+    for bad in ["@at", "@at soon", "@at 2026-02-30T00:00", "@at 2026-01-01T00:00:00.5Z"] {
+        assert_eq!(Schedule::parse(bad).unwrap_err().code, Code::BAD_SCHEDULE, "{bad}");
+    }
+    assert!(Schedule::parse("@at 2026-12-24T18:00").unwrap().is_at());
+}

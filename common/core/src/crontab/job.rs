@@ -44,28 +44,19 @@ impl Entry {
             _ => (Executor::Exec, shell, vec!["-c".to_owned(), self.command.clone()]),
         };
         JobSpec {
-            name: self.name(import),
             description: Some(format!("from {}, line {}", import.file, self.line)),
-            cmd,
             args,
             executor,
             schedule: Some(self.schedule.clone()),
             timezone: self.timezone.clone().or_else(|| import.timezone.map(str::to_owned)),
             target: import.target.to_owned(),
-            placement: Default::default(),
-            status: Default::default(),
-            timeout: None,
             // cron starts a command whether or not the last one has ended.
             concurrency: Concurrency::Allow,
-            misfire: Default::default(),
-            misfire_cap: None,
-            starting_deadline: None,
             cwd: env.get("HOME").cloned(),
             env,
             user: self.user.clone().or_else(|| import.user.map(str::to_owned)),
             stdin: self.stdin.clone(),
-            output_limit: None,
-            extra: BTreeMap::new(),
+            ..JobSpec::new(self.name(import), cmd)
         }
     }
 

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 fn node(id: &str, online: bool, labels: &[(&str, &str)], facts: Facts) -> NodeInfo {
     let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-    NodeInfo { id: Name::new(id).unwrap(), online, labels, facts }
+    NodeInfo { id: Name::new(id).unwrap(), online, drained: false, labels, facts }
 }
 
 fn fleet() -> Vec<NodeInfo> {

@@ -9,7 +9,7 @@ use std::{fs, time::Duration};
 /// Time to settle before the watch begins.
 const SETTLE: Duration = Duration::from_secs(2);
 /// Ticks per second in `/proc/PID/stat`; the same on every Linux there is.
-const TICKS: f64 = 100.0;
+pub(crate) const TICKS: f64 = 100.0;
 
 /// One process over an interval.
 #[derive(Debug, Clone)]
@@ -25,13 +25,18 @@ pub(crate) struct Usage {
     pub(crate) cpu: f64,
 }
 
-/// Watches worker, master and etcd for `span`.
-pub(crate) async fn watch(cluster: &Cluster, span: Duration) -> Result<Vec<Usage>> {
-    let processes = [
+/// The processes of a cluster by name.
+pub(crate) fn processes(cluster: &Cluster) -> [(&'static str, u32); 3] {
+    [
         ("worker", cluster.worker(0).process().pid()),
         ("master", cluster.master(0).process().pid()),
         ("etcd", cluster.member(0).process().pid()),
-    ];
+    ]
+}
+
+/// Watches worker, master and etcd for `span`.
+pub(crate) async fn watch(cluster: &Cluster, span: Duration) -> Result<Vec<Usage>> {
+    let processes = processes(cluster);
     tokio::time::sleep(SETTLE).await;
     let before = processes.map(|(_, pid)| cpu_ticks(pid));
     tokio::time::sleep(span).await;
@@ -59,15 +64,23 @@ fn field(status: &str, name: &str) -> Result<u64> {
 }
 
 /// CPU time of a process, all threads, user and system.
-fn cpu_ticks(pid: u32) -> Result<u64> {
+pub(crate) fn cpu_ticks(pid: u32) -> Result<u64> {
+    Ok(ticks(pid)?[..2].iter().sum())
+}
+
+/// The same with that of its children that have ended.
+pub(crate) fn family_ticks(pid: u32) -> Result<u64> {
+    Ok(ticks(pid)?.iter().sum())
+}
+
+/// User and system time of a process, then of its children that have ended (proc_pid_stat(5)).
+fn ticks(pid: u32) -> Result<[u64; 4]> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The second field is the program's name in parentheses and may hold anything.
     let (_, rest) = text.rsplit_once(')').context("unreadable /proc/PID/stat")?;
-    let mut times = rest.split_whitespace().skip(11).take(2).map(str::parse::<u64>);
-    match (times.next(), times.next()) {
-        (Some(Ok(user)), Some(Ok(system))) => Ok(user + system),
-        _ => Err(anyhow!("unreadable /proc/PID/stat")),
-    }
+    let times = rest.split_whitespace().skip(11).take(4).map(str::parse::<u64>);
+    let times: Vec<u64> = times.collect::<Result<_, _>>()?;
+    times.try_into().map_err(|_| anyhow!("unreadable /proc/PID/stat"))
 }
 
 /// Defines `count` jobs that are not due for months and waits until the worker holds
@@ -83,6 +96,12 @@ pub(crate) async fn load_jobs(cluster: &Cluster, count: u32) -> Result<()> {
         Ok(())
     };
     stream::iter(0..count).map(apply).buffer_unordered(16).try_collect::<()>().await?;
+    wait_jobs(cluster, count).await;
+    Ok(())
+}
+
+/// Waits until the worker holds `count` jobs.
+pub(crate) async fn wait_jobs(cluster: &Cluster, count: u32) {
     let metrics = cluster.worker(0).metrics();
     let wanted = format!("meepo_worker_jobs {count}");
     eventually(secs(60), format!("the worker holds {count} jobs"), async || {
@@ -92,5 +111,4 @@ pub(crate) async fn load_jobs(cluster: &Cluster, count: u32) -> Result<()> {
         }
     })
     .await;
-    Ok(())
 }

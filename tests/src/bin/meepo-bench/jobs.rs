@@ -22,8 +22,8 @@ pub(crate) struct Jobs {
 }
 
 /// A trigger that was accepted.
-struct Sent {
-    run: String,
+pub(crate) struct Sent {
+    pub(crate) run: String,
     at: Timestamp,
     accepted: f64,
 }
@@ -34,9 +34,15 @@ impl Jobs {
         let jobs = Self { api: cluster.api(), burst };
         // Runs of a burst overlap, which is what a burst is for.
         let spec = json!({"name": JOB, "cmd": COMMAND, "executor": "exec", "concurrency": "allow"});
-        let (status, answer) = jobs.http("POST", "/v1/jobs", Some(&spec)).await?;
-        ensure!(status == 201, "the job is not accepted: {status} {answer}");
+        jobs.define(&spec).await?;
         Ok(jobs)
+    }
+
+    /// Defines another job.
+    pub(crate) async fn define(&self, spec: &Value) -> Result<()> {
+        let (status, answer) = self.http("POST", "/v1/jobs", Some(spec)).await?;
+        ensure!(status == 201, "the job is not accepted: {status} {answer}");
+        Ok(())
     }
 
     /// Each run is waited for until its record is in the log store.
@@ -45,8 +51,8 @@ impl Jobs {
         let (mut accepted, mut started, mut stored) = (Vec::new(), Vec::new(), Vec::new());
         while begin.elapsed() < span {
             let start = Instant::now();
-            let sent = self.trigger().await?;
-            let record = self.record(&sent.run).await?;
+            let sent = self.trigger(JOB).await?;
+            let record = self.record(&sent.run, Duration::from_millis(1)).await?;
             stored.push(start.elapsed().as_secs_f64() * 1e3);
             started.push(delay(&record, "started_at", sent.at)?);
             accepted.push(sent.accepted);
@@ -65,7 +71,7 @@ impl Jobs {
         let first = Timestamp::now();
         let begin = Instant::now();
         let sent: Vec<Sent> = stream::iter(0..self.burst)
-            .map(|_| self.trigger())
+            .map(|_| self.trigger(JOB))
             .buffer_unordered(IN_FLIGHT)
             .try_collect()
             .await?;
@@ -90,17 +96,18 @@ impl Jobs {
         ])
     }
 
-    async fn trigger(&self) -> Result<Sent> {
+    /// Asks for a run of a job.
+    pub(crate) async fn trigger(&self, job: &str) -> Result<Sent> {
         let (at, start) = (Timestamp::now(), Instant::now());
-        let path = format!("/v1/jobs/{JOB}/trigger");
+        let path = format!("/v1/jobs/{job}/trigger");
         let (status, answer) = self.http("POST", &path, Some(&json!({}))).await?;
         ensure!(status == 202, "{path} answers {status} {answer}");
         let run = answer["runs"][0]["run_id"].as_str().context("no run in the answer")?;
         Ok(Sent { run: run.to_owned(), at, accepted: start.elapsed().as_secs_f64() * 1e3 })
     }
 
-    /// Waits for the final record of a run.
-    async fn record(&self, run: &str) -> Result<Value> {
+    /// Waits for the final record of a run, looking for it each `step`.
+    pub(crate) async fn record(&self, run: &str, step: Duration) -> Result<Value> {
         let (begin, path) = (Instant::now(), format!("/v1/runs/{run}"));
         while begin.elapsed() < PATIENCE {
             let (status, record) = self.http("GET", &path, None).await?;
@@ -109,7 +116,7 @@ impl Jobs {
             }
             let under_way = status == 404 || record["state"] == "running";
             ensure!(under_way, "{path} answers {status} {record}");
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            tokio::time::sleep(step).await;
         }
         bail!("the run {run} was not in the log store after {PATIENCE:?}")
     }

@@ -8,12 +8,17 @@
 //! It starts its own etcd, master and worker on free loopback ports with their data in
 //! a temporary folder, and leaves nothing behind. See `docs/benchmarks.md`.
 
+mod entries;
+mod http;
 mod idle;
 mod jobs;
 mod machine;
+mod output;
 mod raw;
 mod report;
+mod schedule;
 mod stats;
+mod sustained;
 mod sync;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -48,6 +53,18 @@ struct Args {
     /// Leave memory and idle CPU time out.
     #[arg(long)]
     no_memory: bool,
+    /// Runs due at once when it is measured what a worker sustains.
+    #[arg(long, default_value_t = 4000, value_parser = clap::value_parser!(u32).range(100..=9000))]
+    due: u32,
+    /// Jobs of the busy schedule.
+    #[arg(long, default_value_t = 4000, value_parser = clap::value_parser!(u32).range(10..=100_000))]
+    scheduled: u32,
+    /// Cron entries in one worker.
+    #[arg(long, default_value_t = 1_000_000)]
+    entries: u32,
+    /// Measure these parts only; may be given several times.
+    #[arg(long, value_enum)]
+    only: Vec<Part>,
     /// Where to write everything as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -58,6 +75,27 @@ impl Args {
         let fits = (0.05..=600.0).contains(&seconds);
         ensure!(fits, "--{flag} {seconds}: give a number of seconds from 0.05 to 600");
         Ok(Duration::from_secs_f64(seconds))
+    }
+}
+
+/// What can be measured by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// Idle processes.
+    Memory,
+    /// One command or job after the other, and bursts.
+    Rounds,
+    /// What a worker sustains.
+    Sustained,
+    /// A busy schedule.
+    Schedule,
+    /// A million cron entries in one worker.
+    Entries,
+}
+
+impl Args {
+    fn wants(&self, part: Part) -> bool {
+        self.only.is_empty() || self.only.contains(&part)
     }
 }
 
@@ -73,10 +111,15 @@ enum Path {
     Sync,
     Job,
     Burst,
+    Plain,
+    Requests,
+    Cat,
+    Flood,
+    FloodTail,
 }
 
 impl Path {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 14] = [
         Self::Raw,
         Self::Exec,
         Self::RawAll,
@@ -86,6 +129,11 @@ impl Path {
         Self::Job,
         Self::Sync,
         Self::Burst,
+        Self::Plain,
+        Self::Requests,
+        Self::Cat,
+        Self::Flood,
+        Self::FloodTail,
     ];
 }
 
@@ -112,15 +160,31 @@ async fn bench(args: &Args) -> Result<()> {
     if before > 0.5 {
         eprintln!("the load of this machine is {before:.2}: trust the ratios, not the figures");
     }
-    let memory = if args.no_memory {
+    let memory = if args.no_memory || !args.wants(Part::Memory) {
         Vec::new()
     } else {
         eprintln!("memory and idle CPU time: {:.0} s", 2.0 * idle.as_secs_f64());
         memory(idle, args.jobs).await?
     };
-    eprintln!("{} rounds of about {:.0} s", args.rounds, 9.0 * span.as_secs_f64());
-    let found = rounds(args, span).await?;
-    let report = Report { found, memory, load: (before, machine::load()), args };
+    let mut found = Found::new();
+    if args.wants(Part::Rounds) {
+        eprintln!("{} rounds of about {:.0} s", args.rounds, 14.0 * span.as_secs_f64());
+        found = rounds(args, span).await?;
+    }
+    let sustained = match args.wants(Part::Sustained) {
+        true => sustained::measure(args.rounds, args.due).await?,
+        false => Vec::new(),
+    };
+    let schedule = match args.wants(Part::Schedule) {
+        true => Some(schedule::measure(args.scheduled, Duration::from_secs(30)).await?),
+        false => None,
+    };
+    let entries = match args.wants(Part::Entries) {
+        true => Some(entries::measure(args.entries, Duration::from_secs(20)).await?),
+        false => None,
+    };
+    let load = (before, machine::load());
+    let report = Report { found, memory, sustained, schedule, entries, load, args };
     print!("{}", report.table());
     if let Some(file) = &args.json {
         std::fs::write(file, format!("{:#}\n", report.json()))
@@ -143,9 +207,13 @@ async fn memory(idle: Duration, jobs: u32) -> Result<Vec<Memory>> {
 
 async fn rounds(args: &Args, span: Duration) -> Result<Found> {
     let cluster = Cluster::builder().start().await;
+    let exec = sync::Exec::new(&cluster).await?;
+    let jobs = jobs::Jobs::new(&cluster, args.burst).await?;
     let bench = Bench {
-        exec: sync::Exec::new(&cluster).await?,
-        jobs: jobs::Jobs::new(&cluster, args.burst).await?,
+        output: output::Output::new(&cluster, &jobs).await?,
+        exec,
+        jobs,
+        http: http::Http::new(&cluster.dir().join("engine")).await?,
         etcd: cluster.etcd().client().await,
         file: cluster.dir().join("fdatasync"),
         threads: machine::cpus(),
@@ -174,6 +242,8 @@ async fn rounds(args: &Args, span: Duration) -> Result<Found> {
 struct Bench {
     exec: sync::Exec,
     jobs: jobs::Jobs,
+    http: http::Http,
+    output: output::Output,
     etcd: etcd_client::Client,
     file: PathBuf,
     threads: usize,
@@ -192,6 +262,13 @@ impl Bench {
             Path::Sync => vec![("fdatasync", raw::syncs(&self.file, span).await?)],
             Path::Job => self.jobs.one_at_a_time(span).await?,
             Path::Burst => self.jobs.burst().await?,
+            Path::Plain => vec![("request", self.http.plain(span).await?)],
+            Path::Requests => vec![("request_runs", self.http.runs(span).await?)],
+            Path::Cat => vec![("cat", self.output.raw(span).await?)],
+            Path::Flood => vec![("flood", self.output.job(&self.jobs, "head", span).await?)],
+            Path::FloodTail => {
+                vec![("flood_tail", self.output.job(&self.jobs, "tail", span).await?)]
+            }
         })
     }
 }

@@ -5,6 +5,7 @@ use anyhow::{Context, Result, ensure};
 use std::{
     fs::OpenOptions,
     io::Write,
+    os::unix::process::CommandExt,
     path::Path,
     process::{Command, Stdio},
     thread,
@@ -34,18 +35,20 @@ fn round(span: Duration, once: impl FnMut() -> Result<()>) -> Result<Round> {
 
 /// Starts the command and waits for its end, on `threads` threads of one process.
 pub(crate) async fn spawns(threads: usize, span: Duration) -> Result<Round> {
-    tokio::task::spawn_blocking(move || {
-        let begin = Instant::now();
-        let parts: Vec<Result<Vec<f64>>> = thread::scope(|scope| {
-            let all: Vec<_> = (0..threads).map(|_| scope.spawn(|| repeat(span, spawn))).collect();
-            let joined = all.into_iter().map(|t| t.join());
-            joined.map(|r| r.unwrap_or_else(|_| anyhow::bail!("a thread failed"))).collect()
-        });
-        let elapsed = begin.elapsed().as_secs_f64();
-        let samples = parts.into_iter().collect::<Result<Vec<_>>>()?.concat();
-        Ok(Round { rate: samples.len() as f64 / elapsed, samples })
-    })
-    .await?
+    tokio::task::spawn_blocking(move || lanes_of(threads, span, spawn)).await?
+}
+
+/// As a round of `lanes` threads.
+fn lanes_of(lanes: usize, span: Duration, once: impl Fn() -> Result<()> + Sync) -> Result<Round> {
+    let begin = Instant::now();
+    let parts: Vec<Result<Vec<f64>>> = thread::scope(|scope| {
+        let all: Vec<_> = (0..lanes).map(|_| scope.spawn(|| repeat(span, &once))).collect();
+        let joined = all.into_iter().map(|t| t.join());
+        joined.map(|r| r.unwrap_or_else(|_| anyhow::bail!("a thread failed"))).collect()
+    });
+    let elapsed = begin.elapsed().as_secs_f64();
+    let samples = parts.into_iter().collect::<Result<Vec<_>>>()?.concat();
+    Ok(Round { rate: samples.len() as f64 / elapsed, samples })
 }
 
 fn spawn() -> Result<()> {
@@ -57,6 +60,24 @@ fn spawn() -> Result<()> {
         .with_context(|| format!("cannot run {COMMAND}"))?;
     ensure!(status.success(), "{COMMAND} ended with {status}");
     Ok(())
+}
+
+/// Starts `program` in a group of its own and reads what it writes to the end, on `lanes`
+/// threads.
+pub(crate) async fn captured(program: &Path, lanes: usize, span: Duration) -> Result<Round> {
+    let program = program.to_owned();
+    tokio::task::spawn_blocking(move || {
+        lanes_of(lanes, span, || {
+            let output = Command::new(&program)
+                .process_group(0)
+                .stdin(Stdio::null())
+                .output()
+                .with_context(|| format!("cannot run {}", program.display()))?;
+            ensure!(output.status.success(), "{} ended with {}", program.display(), output.status);
+            Ok(())
+        })
+    })
+    .await?
 }
 
 /// Appends to a file and waits until it is on disk.

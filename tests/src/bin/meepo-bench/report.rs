@@ -2,16 +2,19 @@
 
 use super::{
     Args, Found,
+    entries::Entries,
     idle::Usage,
     machine,
+    schedule::Schedule,
     stats::{quantile, spread},
+    sustained::{self, Sustained},
 };
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::fmt::Write;
 
 /// What a row of the table is called, in the order of the table.
-const ROWS: [(&str, &str); 13] = [
+const ROWS: [(&str, &str); 18] = [
     ("raw", "spawn + wait, one thread"),
     ("raw_all", "spawn + wait, a thread per CPU"),
     ("http", "GET /healthz, one at a time"),
@@ -25,9 +28,14 @@ const ROWS: [(&str, &str); 13] = [
     ("burst_accepted", "burst: trigger accepted, 16 in flight"),
     ("burst_started", "burst: process started / all ended"),
     ("burst_stored", "burst: all records in the log store"),
+    ("request", "plain requests, 256 in flight"),
+    ("request_runs", "runs of executor http, 256 in flight"),
+    ("cat", "512 MiB to cat > /dev/null (MiB per s)"),
+    ("flood", "512 MiB of a job, head kept (MiB/s)"),
+    ("flood_tail", "512 MiB of a job, tail kept (MiB/s)"),
 ];
 /// What is concluded from which two series.
-const CONCLUSIONS: [(&str, &str, &str, &str, How); 7] = [
+const CONCLUSIONS: [(&str, &str, &str, &str, How); 10] = [
     ("exec_overhead_ms", "/v1/exec takes longer than a raw command by", "exec", "raw", How::Longer),
     ("exec_to_raw", "/v1/exec to a raw command, time", "exec", "raw", How::Times),
     ("exec_8_to_raw_all", "/v1/exec, 8 in flight, to raw, rate", "exec_8", "raw_all", How::Share),
@@ -53,6 +61,15 @@ const CONCLUSIONS: [(&str, &str, &str, &str, How); 7] = [
         How::Times,
     ),
     ("job_stored_to_raw", "whole way of a job to a raw command", "job_stored", "raw", How::Times),
+    (
+        "request_runs_to_plain",
+        "runs of executor http to plain requests, rate",
+        "request_runs",
+        "request",
+        How::Share,
+    ),
+    ("flood_to_cat", "flood of output, head kept, to cat, rate", "flood", "cat", How::Share),
+    ("flood_tail_to_cat", "the same, tail kept", "flood_tail", "cat", How::Share),
 ];
 const BINARIES: [&str; 3] = ["meepo", "meepo-master", "meepo-worker"];
 const MIB: f64 = (1 << 20) as f64;
@@ -67,6 +84,9 @@ pub(crate) struct Memory {
 pub(crate) struct Report<'a> {
     pub(crate) found: Found,
     pub(crate) memory: Vec<Memory>,
+    pub(crate) sustained: Vec<Sustained>,
+    pub(crate) schedule: Option<Schedule>,
+    pub(crate) entries: Option<Entries>,
     /// Load average before and after.
     pub(crate) load: (f64, f64),
     pub(crate) args: &'a Args,
@@ -165,6 +185,11 @@ impl Report<'_> {
             let (value, spread) = (c.value(), spread(&c.rounds) * 100.0);
             writeln!(out, "{:50} {value:>7.2} {unit:2} ±{spread:.0}%", c.what)?;
         }
+        if !self.sustained.is_empty() {
+            out.push_str(&sustained::table(&self.sustained));
+        }
+        out.push_str(&self.schedule.as_ref().map(Schedule::table).unwrap_or_default());
+        out.push_str(&self.entries.as_ref().map(Entries::table).unwrap_or_default());
         if !self.memory.is_empty() {
             writeln!(
                 out,
@@ -252,6 +277,9 @@ impl Report<'_> {
             "measures": measures,
             "ratios": ratios,
             "memory": memory,
+            "sustained": sustained::json(&self.sustained),
+            "schedule": self.schedule.as_ref().map(Schedule::json),
+            "entries": self.entries.as_ref().map(Entries::json),
             "binaries_bytes": binaries,
         })
     }

@@ -44,7 +44,11 @@ async fn the_environment_is_the_small_default_and_the_jobs_own() {
     let mut names: Vec<_> =
         out.lines().filter_map(|l| l.split('=').next()).filter(|n| *n != "LANG").collect();
     names.sort_unstable();
-    assert_eq!(names, ["HOME", "LOGNAME", "MEEPO_X", "PATH", "SHELL", "USER"], "{out}");
+    assert_eq!(
+        names,
+        ["HOME", "LOGNAME", "MEEPO_RUN_ID", "MEEPO_X", "PATH", "SHELL", "USER"],
+        "{out}"
+    );
     assert!(out.contains("SHELL=/bin/false\n") && out.contains("MEEPO_X=1\n"));
     assert!(out.contains(&format!("PATH={}\n", env::DEFAULT_PATH)));
 }
@@ -145,7 +149,7 @@ async fn what_is_left_in_the_background_neither_hangs_the_run_nor_dies_with_it()
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     let pid: u32 = text(&running.output, Stream::Stdout).await.trim().parse().unwrap();
     let alive = start_time(pid).is_some();
-    let _ = leftover::send(running.pid, Signal::SIGKILL);
+    let _ = tree::signal_group(running.pid, Signal::SIGKILL);
     assert!(alive, "the background process was killed");
 }
 

@@ -14,6 +14,16 @@ fn the_default_plan_is_three_polite_signals() {
     assert_eq!(KillPlan::default().signals, [(Signal::SIGINT, second); 3]);
 }
 
+#[test]
+fn every_signal_a_plan_may_name_is_known() {
+    let steps = meepo_core::kill_plan::SIGNALS.map(|n| format!("{n} 2s").parse().unwrap());
+    let plan = meepo_core::kill_plan::KillPlan(steps.to_vec());
+    let known = KillPlan::from(&plan);
+    assert_eq!(known.signals.len(), steps.len());
+    assert_eq!(known.signals[1], (Signal::SIGINT, Duration::from_secs(2)));
+    assert_eq!(KillPlan::from(&Default::default()), KillPlan::default());
+}
+
 #[tokio::test]
 async fn a_timeout_ends_what_ignores_polite_signals() {
     let mut c = sh("trap '' INT; echo ready; while :; do sleep 1; done");
@@ -111,13 +121,19 @@ async fn a_spawn_nobody_waits_for_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn an_earlier_lifes_process_is_recognised_and_killed() {
-    let mut running = start(sh("echo ready; exec sleep 50")).await;
-    running.says("ready").await;
-    let start = running.pid_start_time.unwrap();
-    assert!(is_alive(running.pid, start));
-    assert_eq!(signal_group(running.pid, start, Signal::SIGKILL), Ok(true));
-    let e = running.end().await;
-    assert_eq!((e.code, e.signal), (Code::SIGNALED, Some(9)));
-    assert!(!is_alive(running.pid, start));
+async fn at_shutdown_no_plan_takes_long() {
+    let (short, hour) = (Duration::from_millis(100), Duration::from_secs(3600));
+    for (before, code) in [(None, Code::SHUTDOWN), (Some(KillReason::Replaced), Code::REPLACED)] {
+        let mut c = sh("trap '' INT TERM; echo ready; while :; do sleep 1; done");
+        c.kill = KillPlan { signals: vec![(Signal::SIGINT, short), (Signal::SIGTERM, hour)] };
+        let mut running = start(c).await;
+        running.says("ready").await;
+        // Also where a patient end is under way.
+        before.into_iter().for_each(|reason| running.control.kill(reason));
+        let begun = Instant::now();
+        running.control.kill(KillReason::Shutdown);
+        let e = running.end().await;
+        assert_eq!((e.code, e.signal), (code, Some(9)));
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    }
 }

@@ -54,7 +54,7 @@ impl Deref for Guarded {
 impl Drop for Guarded {
     fn drop(&mut self) {
         if !self.over {
-            let _ = leftover::send(self.running.pid, Signal::SIGKILL);
+            let _ = tree::signal_group(self.running.pid, Signal::SIGKILL);
         }
     }
 }

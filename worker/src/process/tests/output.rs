@@ -1,7 +1,7 @@
 //! What commands write.
 
 use super::*;
-use meepo_core::code::Code;
+use meepo_core::{code::Code, job::OutputKeep};
 
 #[tokio::test]
 async fn both_streams_keep_their_order() {
@@ -69,6 +69,21 @@ async fn a_flood_is_counted_and_not_kept() {
     // Other tests run in this process too, hence the wide margin.
     let grown = resident().saturating_sub(before);
     assert!(grown < 100_000_000, "{grown} bytes more in use");
+}
+
+#[tokio::test]
+async fn the_end_of_a_flood_can_be_kept() {
+    const FLOOD: u64 = 50_000_000;
+    for (keep, head) in [(OutputKeep::Tail, ""), (OutputKeep::Both, "begin")] {
+        let mut c = sh(&format!("printf begin; head -c {FLOOD} /dev/zero; printf end"));
+        c.output_limit = 10;
+        c.output_keep = keep;
+        let mut running = start(c).await;
+        let e = running.end().await;
+        assert_eq!((e.output_bytes, e.dropped_bytes), (FLOOD + 8, FLOOD - 2));
+        let zeros = "\0".repeat(10 - 3 - head.len());
+        assert_eq!(text(&running.output, Stream::Stdout).await, format!("{head}{zeros}end"));
+    }
 }
 
 #[tokio::test]

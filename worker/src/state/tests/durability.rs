@@ -18,7 +18,10 @@ async fn what_was_answered_survives_a_crash() {
     }
     let revived = open(&after);
     assert_eq!(revived.recover().await.unwrap()[0].record, r);
-    assert_eq!(revived.cursors().await.unwrap(), [(job("backup"), at(5))].into());
+    assert_eq!(
+        revived.cursors().await.unwrap(),
+        [(job("backup"), Cursor { slot: at(5), runs: 1 })].into()
+    );
     assert_eq!(revived.spool_stats().items, 1);
     assert_eq!(revived.begin_run(&r, None).await.unwrap(), Begin::KnownRun);
 }
@@ -97,10 +100,17 @@ async fn a_full_disk_refuses_runs_loses_nothing_and_recovers() {
     let cursor = Some((job("backup"), at(1)));
     let e = state.begin_run(&r, cursor.clone()).await.unwrap_err();
     assert_eq!(e.problem, StateProblem::Full);
-    assert_eq!(state.cursors().await.unwrap(), BTreeMap::new(), "nothing is half done");
+    assert_eq!(state.cursors().await.unwrap(), [].into(), "nothing is half done");
     assert_eq!(state.spool_stats(), kept);
     assert_eq!(state.peek(10, 1000).await.unwrap().items.len(), 1);
+    // A read that goes well says nothing of the disk: only a trial ends the refusal.
+    let refusal = state.refusal();
+    let problem = |r: &Refusal| r.error.problem;
+    assert_eq!(refusal.borrow().as_ref().map(problem), Some(StateProblem::Full));
     limit(1 << 20).await;
+    assert!(state.refuses());
+    state.try_again(dir.path()).await.unwrap();
+    assert!(!state.refuses() && !dir.path().join("trial").exists());
     assert_eq!(state.begin_run(&r, cursor).await.unwrap(), Begin::New);
     assert_eq!(state.stats().failed, 2);
 }
@@ -123,4 +133,18 @@ async fn one_that_fails_takes_nobody_with_it() {
     assert_eq!(bad.unwrap_err().problem, StateProblem::Other);
     assert_eq!(state.recover().await.unwrap().len(), 2);
     assert_eq!(state.stats().failed, 1);
+}
+
+#[tokio::test]
+async fn a_file_of_the_first_version_is_brought_up_to_date() {
+    let dir = dir();
+    let conn = rusqlite::Connection::open(dir.path().join("state.db")).unwrap();
+    conn.execute_batch(include_str!("../schema_1.sql")).unwrap();
+    conn.execute_batch("INSERT INTO cursor VALUES ('backup', 5000); PRAGMA user_version = 1")
+        .unwrap();
+    drop(conn);
+    let state = open(&dir);
+    let cursor = Cursor { slot: at(5), runs: 0 };
+    assert_eq!(state.cursors().await.unwrap(), [(job("backup"), cursor)].into());
+    assert!(state.waits().await.unwrap().is_empty());
 }

@@ -26,16 +26,25 @@ async fn items_come_back_as_they_went_in_and_in_order() {
     let rest = state.peek_after(two.last_id, 100, 1 << 20).await.unwrap();
     assert_eq!((rest.items.as_slice(), rest.last_id), (&items[2..], batch.last_id));
     assert_eq!(state.peek(100, 1).await.unwrap().items, items[..1]);
-    state.ack(two.last_id).await.unwrap();
+    state.ack(&two).await.unwrap();
     assert_eq!(state.peek(100, 1 << 20).await.unwrap(), rest);
-    state.ack(rest.last_id).await.unwrap();
+    state.ack(&rest).await.unwrap();
     let stats = state.spool_stats();
     assert_eq!((stats.items, stats.bytes, stats.oldest), (0, 0, None));
     assert_eq!(state.peek(100, 1 << 20).await.unwrap(), Batch::default());
     // A late acknowledgement does not touch what came after.
     state.spool(&items[..1]).await.unwrap();
-    state.ack(rest.last_id).await.unwrap();
-    assert_eq!(state.spool_stats().items, 1);
+    let stats = state.spool_stats();
+    state.ack(&rest).await.unwrap();
+    assert_eq!(state.spool_stats(), stats);
+    // One that comes too early takes with it what stood before, and the count is right.
+    state.spool(&items).await.unwrap();
+    let first = state.peek(1, 1 << 20).await.unwrap();
+    let last = state.peek_after(first.last_id + 2, 1, 1 << 20).await.unwrap();
+    let rest = state.ack_and_peek(Some(&last), 10, 1 << 20).await.unwrap();
+    assert_eq!((rest.items.len() as u64, state.spool_stats().items), (1, 1));
+    state.ack(&rest).await.unwrap();
+    assert_eq!((state.spool_stats().items, state.spool_stats().bytes), (0, 0));
 }
 
 #[tokio::test]
@@ -45,7 +54,8 @@ async fn the_count_is_the_same_after_a_restart() {
     for n in 0..10 {
         state.spool(&[SpoolItem::Chunk(chunk(n, b"some output"))]).await.unwrap();
     }
-    state.ack(3).await.unwrap();
+    let three = state.peek(3, 1 << 20).await.unwrap();
+    state.ack(&three).await.unwrap();
     let before = state.spool_stats();
     assert_eq!(before.items, 7);
     state.close().await;
@@ -81,7 +91,7 @@ async fn a_full_spool_drops_output_and_keeps_records() {
     assert_eq!(stats.items, 4 + 20);
     // With room again, output is taken again.
     let batch = state.peek(100, 1 << 20).await.unwrap();
-    state.ack(batch.last_id).await.unwrap();
+    state.ack(&batch).await.unwrap();
     state.spool(&[SpoolItem::Chunk(chunk(10, b"x"))]).await.unwrap();
     assert_eq!(state.spool_stats().items, 1);
     assert_eq!(state.spool_stats().dropped_chunks, 6);
@@ -110,8 +120,8 @@ async fn the_file_shrinks_after_a_backlog() {
     let state = open(&dir);
     let items: Vec<_> = (0..1_000).map(|n| SpoolItem::Chunk(chunk(n, &[7; 30_000]))).collect();
     state.spool(&items).await.unwrap();
-    let last = state.spool_stats().last_id;
-    state.ack(last).await.unwrap();
+    let all = state.peek(1_000, usize::MAX).await.unwrap();
+    state.ack(&all).await.unwrap();
     let pages = "SELECT page_count FROM pragma_page_count()";
     let deadline = std::time::Instant::now() + Duration::from_secs(30);
     loop {
@@ -136,14 +146,11 @@ async fn a_snapshot_survives() {
     };
     assert!(state.load_snapshot().await.unwrap().is_empty());
     let (a, b, c) = (entry("a", b"1", 1), entry("b", &[0, 255], 2), entry("c", b"", 3));
-    state.replace_snapshot(vec![b.clone(), a.clone()]).await.unwrap();
-    assert_eq!(state.load_snapshot().await.unwrap(), [a.clone(), b.clone()]);
-    state.replace_snapshot(vec![c.clone(), b.clone()]).await.unwrap();
+    state.put_snapshots_later(vec![b.clone(), a.clone(), c]).await.unwrap();
     let b2 = entry("b", b"new", 4);
-    state.put_snapshot(b2.clone()).await.unwrap();
-    state.put_snapshot(a.clone()).await.unwrap();
-    state.delete_snapshot("c".into()).await.unwrap();
-    state.delete_snapshot("never".into()).await.unwrap();
+    state.put_snapshots_later(vec![b2.clone()]).await.unwrap();
+    state.delete_snapshot_later("c".into()).await.unwrap();
+    state.delete_snapshot_later("never".into()).await.unwrap();
     state.close().await;
     assert_eq!(open(&dir).load_snapshot().await.unwrap(), [a, b2]);
 }

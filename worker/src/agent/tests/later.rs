@@ -1,0 +1,211 @@
+//! Starts that are moved, bounded or put off.
+
+use super::*;
+use crate::agent::waits::promise;
+use meepo_core::run::RunRecord;
+
+/// The end of a run whose job wants it tried again.
+fn failed(plan: &Plan) -> RunRecord {
+    RunRecord {
+        state: RunState::Failed,
+        code: Code::EXIT_STATUS,
+        ..plan.record(&Name::new("127.0.0.9").unwrap())
+    }
+}
+
+fn first(rig: &Rig, fence: Option<i64>) -> Plan {
+    let job = rig.agent.table.get(&j()).unwrap();
+    let slots = Slots::new(job, job.assignment().unwrap());
+    Plan { fence, ..slots.plan(second(), Cause::Schedule) }
+}
+
+const RETRIED: &str =
+    r#"{"cmd":"true","express":"0 0 1 1 *","retry":{"max":2,"delay":"1h","backoff":"fixed"}}"#;
+
+#[tokio::test]
+async fn jitter_moves_the_start_and_not_the_slot() {
+    let mut rig = rig().await;
+    rig.load(r#"{"cmd":"true","express":"* * * * *","jitter":"50s"}"#, false).await;
+    let delay = rig.agent.table.get(&j()).unwrap().delay();
+    assert!(delay > SignedDuration::ZERO && delay < SignedDuration::from_secs(50));
+    let start = rig.agent.agenda.head().unwrap();
+    let slot = start - delay;
+    assert_eq!(slot.as_second() % 60, 0, "{slot}");
+    // As if a slot had been due for a second.
+    let due = Timestamp::from_second(Timestamp::now().as_second() / 60 * 60).unwrap();
+    let job = rig.agent.table.get_mut(&j()).unwrap();
+    job.after = due - SignedDuration::from_mins(2);
+    rig.agent.schedule(&j());
+    rig.agent.fire_due().await;
+    let slots: Vec<_> = rig.agent.overlap.drain().iter().map(|a| a.plan.slot).collect();
+    assert!(slots.iter().all(|s| s.as_second() % 60 == 0), "{slots:?}");
+}
+
+#[tokio::test]
+async fn a_schedule_ends_after_max_runs_also_in_the_next_life() {
+    let mut rig = rig().await;
+    let value = r#"{"cmd":"true","express":"* * * * * *","max_runs":2,"misfire":"all","concurrency":"allow"}"#;
+    rig.load(value, false).await;
+    let after = Timestamp::now() - SignedDuration::from_secs(5);
+    rig.agent.table.get_mut(&j()).unwrap().after = after;
+    rig.agent.engine.state.restart_cursors_later(vec![(j(), after)]).await.unwrap();
+    rig.agent.schedule(&j());
+    // Five slots are due; what has not begun counts too.
+    rig.agent.fire_due().await;
+    assert_eq!(rig.agent.overlap.ready(), 2);
+    assert!(!rig.agent.agenda.is_empty(), "one of them may not begin");
+    rig.agent.places.add_permits(2);
+    rig.agent.begin_ready().await;
+    assert!(rig.agent.agenda.is_empty());
+    // The next life knows it from the cursor.
+    let cursor = rig.agent.engine.state.cursor(j()).await.unwrap().unwrap();
+    assert_eq!(cursor.runs, 2);
+    rig.agent.unload(KEY).await;
+    rig.agent.cursors.insert(j(), cursor);
+    rig.load(value, true).await;
+    assert!(rig.agent.agenda.is_empty());
+}
+
+#[tokio::test]
+async fn a_further_attempt_is_promised_kept_and_given_up_with_its_job() {
+    let mut rig = rig().await;
+    rig.load(RETRIED, false).await;
+    let plan = first(&rig, None);
+    let now = Timestamp::now();
+    let wait = promise(&plan, &failed(&plan), now).unwrap();
+    assert_eq!(wait.due, now + SignedDuration::from_hours(1));
+    let killed = RunRecord { code: Code::KILLED, ..failed(&plan) };
+    assert_eq!(promise(&plan, &killed, now), None);
+    let last = Plan { attempt: 3, ..plan.clone() };
+    assert_eq!(promise(&last, &failed(&last), now), None);
+
+    rig.agent.promised(wait.clone()).await;
+    assert_eq!(rig.agent.waits.head(), Some(wait.due));
+    rig.agent.start_waiting(wait.due).await;
+    let asked = rig.agent.overlap.next().unwrap().plan;
+    assert_eq!((asked.attempt, asked.slot, asked.run_id), (2, plan.slot, wait.run_id));
+    rig.agent.overlap.release(&j(), asked.run_id);
+
+    for (value, why) in [
+        (r#"{"cmd":"true","express":"0 0 1 1 *"}"#, "not tried again any more"),
+        (&RETRIED.replace("\"cmd\"", "\"status\":\"pause\",\"cmd\""), "paused"),
+    ] {
+        rig.load(value, false).await;
+        rig.agent.promised(wait.clone()).await;
+        rig.agent.start_waiting(wait.due).await;
+        let record = rig.records().await.pop().unwrap();
+        assert_eq!((record.state, record.attempt), (RunState::Skipped, 2));
+        assert!(record.message.as_ref().unwrap().contains(why), "{record:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_further_attempt_of_a_claimed_run_waits_for_the_lease() {
+    let mut rig = rig().await;
+    rig.load(RETRIED, false).await;
+    let plan = first(&rig, Some(7));
+    let wait = promise(&plan, &failed(&plan), Timestamp::now()).unwrap();
+    rig.agent.promised(wait.clone()).await;
+    rig.agent.start_waiting(wait.due).await;
+    assert_eq!(rig.agent.overlap.ready(), 0);
+    assert!(rig.agent.waits.head().unwrap() > wait.due, "it is put off");
+    let until = tokio::time::Instant::now() + Duration::from_secs(60);
+    rig.lease.send_replace(LeaseState::Held { id: 1, until });
+    rig.agent.start_waiting(wait.due + SignedDuration::from_mins(1)).await;
+    let asked = rig.agent.overlap.next().unwrap();
+    assert_eq!((asked.plan.attempt, asked.plan.fence), (2, Some(7)));
+}
+
+#[tokio::test]
+async fn a_run_that_is_put_off_starts_later_unless_it_is_killed_or_taken_back() {
+    let mut rig = rig().await;
+    let node = rig.agent.engine.node.clone();
+    let at = Timestamp::now() + SignedDuration::from_hours(2);
+    let ask = async |rig: &mut Rig| {
+        let run_id = RunId(uuid::Uuid::now_v7());
+        let key = keys::trigger(&node, run_id);
+        let record = TriggerRecord { not_before: Some(at), ..trigger(3 * 3600) };
+        for _ in 0..2 {
+            rig.agent.asked(Entry { value: encode(&record), ..entry(&key, "") }).await;
+        }
+        assert!(rig.agent.waits.knows(run_id) && rig.agent.overlap.ready() == 0);
+        (run_id, key)
+    };
+    let (run_id, _) = ask(&mut rig).await;
+    rig.agent.start_waiting(at).await;
+    assert_eq!(rig.agent.overlap.next().unwrap().plan.run_id, run_id);
+    rig.agent.overlap.release(&j(), run_id);
+    let (run_id, key) = ask(&mut rig).await;
+    rig.agent.asked_no_more(&key).await;
+    assert!(!rig.agent.waits.knows(run_id));
+    let (run_id, _) = ask(&mut rig).await;
+    assert!(rig.agent.kill_waiting(run_id).await && !rig.agent.waits.knows(run_id));
+    assert_eq!(rig.recorded().await[0].state, RunState::Killed);
+}
+
+#[tokio::test]
+async fn a_run_that_needs_a_lock_does_not_begin_without_and_leaves_the_line_when_dropped() {
+    let mut rig = rig().await;
+    rig.agent.places.add_permits(1);
+    rig.load(r#"{"cmd":"true","express":"0 0 1 1 *","lock":{"name":"db"}}"#, false).await;
+    let loaded = rig.cursor().await;
+    let run_id = rig.slot(1).await;
+    assert!(rig.knows(run_id) && rig.agent.places.available_permits() == 1);
+    assert_eq!(rig.cursor().await, loaded, "it has not begun");
+    let ticket = rig.agent.overlap.ticket(run_id).unwrap();
+    rig.agent.locked(run_id, uuid::Uuid::now_v7(), Err("of an earlier try".into())).await;
+    assert!(rig.knows(run_id));
+    rig.agent.locked(run_id, ticket, Err("too long".into())).await;
+    let record = rig.records().await.remove(0);
+    assert_eq!((record.state, record.code), (RunState::Skipped, Code::LOCK_TAKEN));
+    assert_eq!(rig.cursor().await, Some(rig.after()));
+    let run_id = rig.slot(2).await;
+    assert!(rig.agent.kill_waiting(run_id).await && !rig.knows(run_id));
+}
+
+#[tokio::test]
+async fn a_further_attempt_that_is_due_waits_until_its_job_is_known() {
+    let mut rig = rig().await;
+    rig.load(RETRIED, false).await;
+    let plan = first(&rig, None);
+    rig.agent.unload(KEY).await;
+    let wait = promise(&plan, &failed(&plan), Timestamp::UNIX_EPOCH).unwrap();
+    rig.agent.waits.promised(wait.clone());
+    // A worker that has just started knows no jobs yet.
+    rig.agent.loaded = false;
+    rig.agent.fire_due().await;
+    assert!(rig.agent.waits.knows(wait.run_id) && rig.agent.next_wait().is_none());
+    let entries = vec![entry(KEY, RETRIED)];
+    rig.agent.heard(Batch::Reset { entries, revision: 1 }).await;
+    rig.agent.fire_due().await;
+    assert_eq!(rig.agent.overlap.next().unwrap().plan.run_id, wait.run_id);
+}
+
+#[tokio::test]
+async fn slots_of_one_job_ask_for_their_lock_one_after_the_other() {
+    let mut rig = rig().await;
+    let value = r#"{"cmd":"true","express":"0 0 1 1 *","concurrency":"allow",
+        "lock":{"name":"db","permits":2}}"#;
+    rig.load(value, false).await;
+    let (one, two) = (rig.slot(1).await, rig.slot(2).await);
+    assert!(rig.agent.overlap.ticket(one).is_some() && rig.agent.overlap.ticket(two).is_none());
+    assert!(rig.knows(two) && rig.agent.overlap.count_locking() == 2);
+    let ticket = rig.agent.overlap.ticket(one).unwrap();
+    rig.agent.locked(one, ticket, Err("too long".into())).await;
+    assert!(rig.agent.overlap.ticket(two).is_some(), "its turn");
+    // The same when the one before is killed.
+    let three = rig.slot(3).await;
+    assert!(rig.agent.kill_waiting(two).await);
+    assert!(rig.agent.overlap.ticket(three).is_some());
+}
+
+#[tokio::test]
+async fn a_key_with_more_parts_is_no_job_and_harms_none() {
+    let mut rig = rig().await;
+    rig.load(YEARLY, false).await;
+    let nested = entry("/cron/jobs/127.0.0.9/x/j", YEARLY);
+    rig.agent.load(nested.clone(), Timestamp::now(), false).await;
+    assert!(rig.agent.table.get(&j()).is_some() && rig.agent.table.problems.len() == 1);
+    rig.agent.unload(&nested.key).await;
+    assert!(rig.agent.table.get(&j()).is_some() && rig.agent.table.problems.is_empty());
+}

@@ -1,0 +1,201 @@
+//! Runs of `executor: http`: a request made by the worker itself, without a process.
+//!
+//! ```text
+//! Call ──Requests::start──► Running { Control, OutputHub, wait() → Ended }
+//! ```
+//!
+//! To the rest of the worker such a run is like one of a process: the same control ends
+//! it, the same hub keeps what it "writes". Standard output is the body of the answer;
+//! standard error tells of each answer its status and a few headers.
+//!
+//! # Ending
+//! A run that is killed, for whatever reason, drops its request at once: an HTTP/1
+//! connection is closed, an HTTP/2 stream is reset. Whether the server has acted on the
+//! request is not known then, and the message says so. The body is read to its end, also
+//! beyond the run's output limit, as a server may take a client that goes away for a reason
+//! to stop; the timeout bounds it, and there always is one.
+//!
+//! # Connections
+//! Requests share the connections of a `Client`, one for each combination
+//! of trust and `connect_timeout` in use. Idle connections are kept for less time than
+//! common servers keep them, so that a request hardly ever meets one that is just closing.
+//! Nothing is sent twice: a request that may have reached the server is not repeated.
+
+mod client;
+mod exchange;
+
+use crate::process::{Control, Ended, KillReason, Orders, OutputHub, Writer};
+use bytes::Bytes;
+use client::Clients;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header::USER_AGENT};
+use jiff::Timestamp;
+use meepo_core::{
+    code::Code,
+    duration::HumanDuration,
+    error::Invalid,
+    http_job::{DEFAULT_TIMEOUT, HttpRequest, parse_url},
+    id::RunId,
+    job::OutputKeep,
+    run::{RunState, to_millis},
+};
+use std::{sync::Arc, time::Duration};
+use tokio::{sync::watch, task::JoinHandle, time::sleep};
+
+/// A request to make.
+#[derive(Debug, Clone)]
+pub struct Call {
+    url: Uri,
+    method: Method,
+    headers: HeaderMap,
+    body: Bytes,
+    request: HttpRequest,
+    timeout: Option<Duration>,
+    output: (u64, OutputKeep),
+}
+
+impl Call {
+    /// The request of a job: `url` is its `cmd`, `facts` what the run is told of itself, by
+    /// the name of the variable a process would get. `output` is how many bytes of the answer
+    /// are kept, and which. Errors: what validation refuses.
+    pub fn new(
+        url: &str,
+        request: HttpRequest,
+        facts: impl IntoIterator<Item = (&'static str, String)>,
+        timeout: Option<Duration>,
+        output: (u64, OutputKeep),
+    ) -> Result<Self, Invalid> {
+        request.validate()?;
+        let bad = |field: String| {
+            Invalid::new(Code::BAD_VALUE, field, "cannot be sent", "what RFC 9110 allows")
+        };
+        let method = request.method().parse().map_err(|_| bad("http.method".to_owned()))?;
+        let mut headers = HeaderMap::new();
+        let agent = concat!("meepo/", env!("CARGO_PKG_VERSION"));
+        headers.insert(USER_AGENT, HeaderValue::from_static(agent));
+        let facts = facts.into_iter().map(|(name, value)| (name.replace('_', "-"), value));
+        for (name, value) in request.headers.clone().into_iter().chain(facts) {
+            let pair = name.parse::<HeaderName>().ok().zip(value.parse().ok());
+            let (key, value) = pair.ok_or_else(|| bad(format!("http.headers.{name}")))?;
+            headers.insert(key, value);
+        }
+        let body = Bytes::from(request.body.clone().unwrap_or_default());
+        Ok(Self { url: parse_url(url)?, method, headers, body, request, timeout, output })
+    }
+}
+
+/// Makes requests. Cloning is cheap.
+#[derive(Debug, Clone, Default)]
+pub struct Requests {
+    clients: Arc<Clients>,
+}
+
+impl Requests {
+    /// Makes `call` as run `run_id`, in a task of its own on the current tokio runtime.
+    /// Whatever goes wrong is told by the run's end.
+    pub fn start(&self, run_id: RunId, call: Call) -> Running {
+        let (output, writer) = Writer::new(run_id, call.output.0, call.output.1);
+        let (control, orders) = Control::new();
+        let started_at = to_millis(Timestamp::now());
+        let ended = tokio::spawn(follow(self.clients.clone(), call, writer, orders));
+        Running { started_at, control, output, ended }
+    }
+}
+
+/// A request under way.
+#[derive(Debug)]
+pub struct Running {
+    /// When it was begun, millisecond precision.
+    pub started_at: Timestamp,
+    /// Ends it.
+    pub control: Control,
+    /// What it answers.
+    pub output: OutputHub,
+    ended: JoinHandle<Ended>,
+}
+
+impl Running {
+    /// Waits for the end. The output is complete by then.
+    pub async fn wait(self) -> Ended {
+        self.ended.await.unwrap_or_else(|e| {
+            // A defect of ours.
+            let message = format!("the task that made the request failed: {e}");
+            let end = End { state: RunState::Lost, ..End::failed(Code::BUG, message) };
+            end.at_last(self.output.counts())
+        })
+    }
+}
+
+/// Follows a request to its end, whoever brings it about.
+async fn follow(
+    clients: Arc<Clients>,
+    call: Call,
+    mut writer: Writer,
+    mut orders: watch::Receiver<Orders>,
+) -> Ended {
+    let timeout = call.timeout;
+    let killed = async {
+        match orders.wait_for(|o| o.kill.is_some()).await.map(|o| o.kill) {
+            Ok(Some(reason)) => reason,
+            // Nobody is left who could ask for it.
+            _ => std::future::pending().await,
+        }
+    };
+    let end = tokio::select! {
+        biased;
+        reason = killed => cut_short(reason, timeout),
+        () = sleep(timeout.unwrap_or(DEFAULT_TIMEOUT)) => cut_short(KillReason::Timeout, timeout),
+        end = exchange::run(&clients, call, &mut writer) => end,
+    };
+    end.at_last(writer.close())
+}
+
+/// The end of a run that was killed.
+fn cut_short(reason: KillReason, timeout: Option<Duration>) -> End {
+    let why = match (reason, timeout) {
+        (KillReason::Timeout, Some(limit)) => format!("took longer than {}", HumanDuration(limit)),
+        (KillReason::Timeout, None) => format!(
+            "took longer than {}, which is the limit of a job without a timeout",
+            HumanDuration(DEFAULT_TIMEOUT)
+        ),
+        (KillReason::LeaseLost, _) => "killed because this node had lost its lease in etcd: a \
+             job that runs once in the cluster may be run elsewhere"
+            .to_owned(),
+        (KillReason::Drained, _) => "killed at the deadline of the node's drain".to_owned(),
+        _ => "the request was abandoned".to_owned(),
+    };
+    let (code, state) = reason.outcome();
+    let message = format!("{why}; whether the server has acted on the request is not known");
+    End { code, state, exit_code: None, message: Some(message) }
+}
+
+/// How a request ended.
+#[derive(Debug)]
+struct End {
+    code: Code,
+    state: RunState,
+    exit_code: Option<i32>,
+    message: Option<String>,
+}
+
+impl End {
+    fn failed(code: Code, message: String) -> Self {
+        Self { code, state: RunState::Failed, exit_code: None, message: Some(message) }
+    }
+
+    /// The end of the run, now, with the bytes of output and those of them not kept.
+    fn at_last(self, (output_bytes, dropped_bytes): (u64, u64)) -> Ended {
+        Ended {
+            code: self.code,
+            state: self.state,
+            exit_code: self.exit_code,
+            signal: None,
+            message: self.message,
+            ended_at: to_millis(Timestamp::now()),
+            output_bytes,
+            dropped_bytes,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
