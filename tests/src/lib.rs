@@ -26,6 +26,7 @@ mod ports;
 mod process;
 mod procfs;
 mod server;
+pub mod sim;
 mod spawn;
 mod wait;
 

@@ -56,6 +56,11 @@ pub(crate) async fn watch(cluster: &Cluster, span: Duration) -> Result<Vec<Usage
     Ok(all)
 }
 
+/// Resident memory of a process, bytes.
+pub(crate) fn resident(pid: u32) -> Result<u64> {
+    Ok(field(&fs::read_to_string(format!("/proc/{pid}/status"))?, "VmRSS")? * 1024)
+}
+
 /// A number in `/proc/PID/status`.
 fn field(status: &str, name: &str) -> Result<u64> {
     let line = status.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'));

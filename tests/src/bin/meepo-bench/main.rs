@@ -9,6 +9,7 @@
 //! a temporary folder, and leaves nothing behind. See `docs/benchmarks.md`.
 
 mod entries;
+mod fleet;
 mod http;
 mod idle;
 mod jobs;
@@ -62,6 +63,9 @@ struct Args {
     /// Cron entries in one worker.
     #[arg(long, default_value_t = 1_000_000)]
     entries: u32,
+    /// Simulated workers of the fleet.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=20_000))]
+    workers: u32,
     /// Measure these parts only; may be given several times.
     #[arg(long, value_enum)]
     only: Vec<Part>,
@@ -91,6 +95,8 @@ enum Part {
     Schedule,
     /// A million cron entries in one worker.
     Entries,
+    /// Masters and etcd with thousands of simulated workers.
+    Fleet,
 }
 
 impl Args {
@@ -183,8 +189,12 @@ async fn bench(args: &Args) -> Result<()> {
         true => Some(entries::measure(args.entries, Duration::from_secs(20)).await?),
         false => None,
     };
+    let fleet = match args.wants(Part::Fleet) {
+        true => Some(fleet::measure(args.workers, idle).await?),
+        false => None,
+    };
     let load = (before, machine::load());
-    let report = Report { found, memory, sustained, schedule, entries, load, args };
+    let report = Report { found, memory, sustained, schedule, entries, fleet, load, args };
     print!("{}", report.table());
     if let Some(file) = &args.json {
         std::fs::write(file, format!("{:#}\n", report.json()))

@@ -3,6 +3,7 @@
 use super::{
     Args, Found,
     entries::Entries,
+    fleet::FleetFigures,
     idle::Usage,
     machine,
     schedule::Schedule,
@@ -87,6 +88,7 @@ pub(crate) struct Report<'a> {
     pub(crate) sustained: Vec<Sustained>,
     pub(crate) schedule: Option<Schedule>,
     pub(crate) entries: Option<Entries>,
+    pub(crate) fleet: Option<FleetFigures>,
     /// Load average before and after.
     pub(crate) load: (f64, f64),
     pub(crate) args: &'a Args,
@@ -190,6 +192,7 @@ impl Report<'_> {
         }
         out.push_str(&self.schedule.as_ref().map(Schedule::table).unwrap_or_default());
         out.push_str(&self.entries.as_ref().map(Entries::table).unwrap_or_default());
+        out.push_str(&self.fleet.as_ref().map(FleetFigures::table).unwrap_or_default());
         if !self.memory.is_empty() {
             writeln!(
                 out,
@@ -280,6 +283,7 @@ impl Report<'_> {
             "sustained": sustained::json(&self.sustained),
             "schedule": self.schedule.as_ref().map(Schedule::json),
             "entries": self.entries.as_ref().map(Entries::json),
+            "fleet": self.fleet.as_ref().map(FleetFigures::json),
             "binaries_bytes": binaries,
         })
     }

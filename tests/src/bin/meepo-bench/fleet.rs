@@ -1,0 +1,288 @@
+//! One master and one etcd with thousands of workers, which are simulated: what all of
+//! them cost while nothing happens, a command to all of them, a job placed on all of them.
+
+use super::{idle, stats::quantile};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use etcd_client::{Client, GetOptions, Txn, TxnOp};
+use futures::{StreamExt, TryStreamExt, stream};
+use meepo_tests::{
+    Cluster, secs,
+    sim::{Count, Fleet},
+};
+use serde_json::{Value, json};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+/// How often commands and placements are measured.
+const ROUNDS: u32 = 5;
+/// Longest time for anything that concerns all workers.
+const PATIENCE: Duration = secs(180);
+/// Operations in a transaction and transactions at the same time, without meepo: the best
+/// this etcd can do.
+const RAW_GROUP: usize = 128;
+const RAW_AT_ONCE: usize = 8;
+/// Between two looks at how far a placement is.
+const LOOK: Duration = Duration::from_millis(5);
+/// Where assignments and the keys of the comparison are.
+const ASSIGNMENTS: &str = "/cron/jobs/";
+const RAW: &str = "/bench/jobs/";
+
+/// What was found.
+pub(crate) struct FleetFigures {
+    workers: u32,
+    /// Seconds until all have written their records; until all have a session.
+    registered: f64,
+    connected: f64,
+    /// Resident bytes before and with all workers, by process.
+    memory: Vec<(&'static str, u64, u64)>,
+    /// CPU time in percent of one CPU while nothing happens.
+    cpu: Vec<(&'static str, f64)>,
+    /// Seconds until the last answer to a command.
+    command: Vec<f64>,
+    /// Keys per second: without meepo; until all are in etcd; until all workers know.
+    raw: Vec<f64>,
+    placed: Vec<f64>,
+    known: Vec<f64>,
+    /// Seconds of one `GET /v1/nodes` and `GET /v1/jobs`.
+    nodes: f64,
+    jobs: f64,
+}
+
+/// Starts `workers` simulated workers and measures; `idle` is how long nothing happens.
+pub(crate) async fn measure(workers: u32, idle: Duration) -> Result<FleetFigures> {
+    let cluster = Cluster::builder().workers(0).start().await;
+    let processes = [
+        ("master", cluster.master(0).process().pid()),
+        ("etcd", cluster.member(0).process().pid()),
+    ];
+    let before = processes.map(|(_, pid)| idle::resident(pid));
+    let n = u64::from(workers);
+    eprintln!("fleet: {workers} workers register");
+    let begin = Instant::now();
+    let etcd: Vec<String> = cluster.etcd().urls().split(',').map(str::to_owned).collect();
+    let fleet = Fleet::start(&etcd, workers as usize).await?;
+    reach(&fleet, Count::Registered, n).await?;
+    let registered = begin.elapsed().as_secs_f64();
+    reach(&fleet, Count::Sessions, n).await?;
+    let connected = begin.elapsed().as_secs_f64();
+
+    eprintln!("fleet: nothing happens for {:.0} s", idle.as_secs_f64());
+    tokio::time::sleep(idle).await;
+    let ticks = processes.map(|(_, pid)| idle::cpu_ticks(pid));
+    tokio::time::sleep(idle).await;
+    let (mut memory, mut cpu) = (Vec::new(), Vec::new());
+    for (((process, pid), before), ticks) in processes.into_iter().zip(before).zip(ticks) {
+        let used = (idle::cpu_ticks(pid)? - ticks?) as f64;
+        cpu.push((process, used / idle::TICKS / idle.as_secs_f64() * 100.0));
+        memory.push((process, before?, idle::resident(pid)?));
+    }
+
+    let all = All { fleet: &fleet, cluster: &cluster, etcd: cluster.etcd().client().await, n };
+    let mut figures = FleetFigures {
+        workers,
+        registered,
+        connected,
+        memory,
+        cpu,
+        command: Vec::new(),
+        raw: Vec::new(),
+        placed: Vec::new(),
+        known: Vec::new(),
+        nodes: all.get("/v1/nodes").await?,
+        jobs: 0.0,
+    };
+    for round in 0..ROUNDS {
+        eprintln!("fleet: round {} of {ROUNDS}", round + 1);
+        figures.command.push(all.command().await?);
+        figures.raw.push(all.raw().await?);
+        let (placed, known) = all.place(round).await?;
+        figures.placed.push(placed);
+        figures.known.push(known);
+        if round + 1 == ROUNDS {
+            figures.jobs = all.get("/v1/jobs").await?;
+        }
+        all.unplace(round).await?;
+    }
+    fleet.end().await;
+    Ok(figures)
+}
+
+async fn reach(fleet: &Fleet, count: Count, n: u64) -> Result<()> {
+    let reached = fleet.counts().reach(count, n, PATIENCE).await;
+    reached.map_err(|there| anyhow!("{there} of {n} {count:?} after {PATIENCE:?}"))
+}
+
+/// What is done with all workers.
+struct All<'a> {
+    fleet: &'a Fleet,
+    cluster: &'a Cluster,
+    etcd: Client,
+    n: u64,
+}
+
+impl All<'_> {
+    /// Seconds of a request.
+    async fn get(&self, path: &str) -> Result<f64> {
+        let begin = Instant::now();
+        let answer = self.cluster.api().try_http("GET", path, None).await;
+        let (status, answer) = answer.map_err(|e| anyhow!(e))?;
+        ensure!(status == 200, "{path} answers {status} {answer}");
+        Ok(begin.elapsed().as_secs_f64())
+    }
+
+    /// A command to all of them: seconds until the last answer.
+    async fn command(&self) -> Result<f64> {
+        let hosts: Vec<&str> = self.fleet.nodes().iter().map(|n| n.as_str()).collect();
+        let body = json!({"id": "bench", "hosts": hosts, "method": "sync.bash", "cmd": "true"});
+        let begin = Instant::now();
+        let answer = self.cluster.api().try_http("POST", "/v1/exec", Some(&body)).await;
+        let (status, answer) = answer.map_err(|e| anyhow!(e))?;
+        let took = begin.elapsed().as_secs_f64();
+        ensure!(status == 200, "/v1/exec answers {status} {answer}");
+        let answers = answer["response"].as_array().context("no answers")?;
+        let good = answers.iter().filter(|a| a["resp"] == "success").count() as u64;
+        ensure!(good == self.n, "{good} of {} hosts succeeded", self.n);
+        Ok(took)
+    }
+
+    /// As many keys in etcd as the job has assignments, of the same size, without meepo.
+    async fn raw(&self) -> Result<f64> {
+        let value = assignment(0).to_string();
+        let begin = Instant::now();
+        stream::iter(self.fleet.nodes().chunks(RAW_GROUP))
+            .map(|nodes| {
+                let mut kv = self.etcd.kv_client();
+                let puts: Vec<TxnOp> = nodes
+                    .iter()
+                    .map(|node| TxnOp::put(format!("{RAW}{node}/fleet-0"), value.clone(), None))
+                    .collect();
+                async move { kv.txn(Txn::new().and_then(puts)).await.map(drop) }
+            })
+            .buffer_unordered(RAW_AT_ONCE)
+            .try_collect::<()>()
+            .await?;
+        let rate = self.n as f64 / begin.elapsed().as_secs_f64();
+        self.etcd
+            .kv_client()
+            .delete(RAW, Some(etcd_client::DeleteOptions::new().with_prefix()))
+            .await?;
+        Ok(rate)
+    }
+
+    /// A job for all of them: keys per second until all are in etcd, until all workers know.
+    async fn place(&self, round: u32) -> Result<(f64, f64)> {
+        let known = self.fleet.counts().get(Count::Assigned);
+        let spec = json!({
+            "name": format!("fleet-{round}"), "cmd": "true", "schedule": "0 0 29 2 *",
+        });
+        let begin = Instant::now();
+        let answer = self.cluster.api().try_http("POST", "/v1/jobs", Some(&spec)).await;
+        let (status, answer) = answer.map_err(|e| anyhow!(e))?;
+        ensure!(status == 201, "the job is not accepted: {status} {answer}");
+        let (in_etcd, all_know) = tokio::join!(self.count(self.n, begin), async {
+            let reached =
+                self.fleet.counts().reach(Count::Assigned, known + self.n, PATIENCE).await;
+            reached
+                .map(|()| begin.elapsed())
+                .map_err(|there| anyhow!("{} workers know", there - known))
+        });
+        let rate = |took: Duration| self.n as f64 / took.as_secs_f64();
+        Ok((rate(in_etcd?), rate(all_know?)))
+    }
+
+    /// Takes the job away again.
+    async fn unplace(&self, round: u32) -> Result<()> {
+        let path = format!("/v1/jobs/fleet-{round}");
+        let answer = self.cluster.api().try_http("DELETE", &path, None).await;
+        let (status, answer) = answer.map_err(|e| anyhow!(e))?;
+        ensure!(status == 200, "{path} answers {status} {answer}");
+        self.count(0, Instant::now()).await.map(drop)
+    }
+
+    /// Waits until etcd has as many assignments; answers the time since `begin`.
+    async fn count(&self, wanted: u64, begin: Instant) -> Result<Duration> {
+        let options = GetOptions::new().with_prefix().with_count_only();
+        let mut kv = self.etcd.kv_client();
+        while begin.elapsed() < PATIENCE {
+            let found = kv.get(ASSIGNMENTS, Some(options.clone())).await?;
+            if u64::try_from(found.count()) == Ok(wanted) {
+                return Ok(begin.elapsed());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        bail!("etcd does not have {wanted} assignments after {PATIENCE:?}")
+    }
+}
+
+/// What stands at an assignment's key, for its size.
+fn assignment(round: u32) -> Value {
+    json!({
+        "cmd": "true", "express": "0 0 29 2 *", "task_id": format!("fleet-{round}"),
+        "status": "running", "executor": "bash", "spec_revision": 123_456,
+    })
+}
+
+impl FleetFigures {
+    fn median(of: &[f64]) -> f64 {
+        quantile(of.to_vec(), 0.5)
+    }
+
+    /// The share of etcd's own rate, round by round.
+    fn share(&self) -> f64 {
+        let rounds: Vec<f64> = self.placed.iter().zip(&self.raw).map(|(p, r)| p / r).collect();
+        Self::median(&rounds)
+    }
+
+    /// As lines of a table.
+    pub(crate) fn table(&self) -> String {
+        let n = f64::from(self.workers);
+        let mut out = format!(
+            "\n{} simulated workers, one master, one etcd, all on this machine\n  \
+             registered after {:.1} s, all sessions open after {:.1} s\n",
+            self.workers, self.registered, self.connected
+        );
+        for ((process, before, with), (_, cpu)) in self.memory.iter().zip(&self.cpu) {
+            let each = with.saturating_sub(*before) as f64 / n / 1024.0;
+            out.push_str(&format!(
+                "  {process}: {:.0} MiB, {each:.1} KiB for each worker; CPU while nothing \
+                 happens: {cpu:.0}% of one\n",
+                *with as f64 / f64::from(1 << 20)
+            ));
+        }
+        out.push_str(&format!(
+            "  a command to all of them: last answer after {:.2} s\n  \
+             a job on all of them: {:.0} assignments/s in etcd, {:.0}/s known to the workers\n  \
+             without meepo, {RAW_GROUP} keys in a transaction, {RAW_AT_ONCE} at once: {:.0}/s; \
+             share {:.2}\n  GET /v1/nodes: {:.2} s, GET /v1/jobs: {:.2} s\n",
+            Self::median(&self.command),
+            Self::median(&self.placed),
+            Self::median(&self.known),
+            Self::median(&self.raw),
+            self.share(),
+            self.nodes,
+            self.jobs,
+        ));
+        out
+    }
+
+    /// For programs.
+    pub(crate) fn json(&self) -> Value {
+        let memory = self.memory.iter().map(|(p, before, with)| (*p, [*before, *with]));
+        json!({
+            "workers": self.workers,
+            "registered_s": self.registered,
+            "connected_s": self.connected,
+            "memory_bytes": memory.collect::<BTreeMap<_, _>>(),
+            "cpu_percent": self.cpu.iter().copied().collect::<BTreeMap<_, _>>(),
+            "command_s": self.command,
+            "placed_per_s": self.placed,
+            "known_per_s": self.known,
+            "raw_per_s": self.raw,
+            "placed_to_raw": self.share(),
+            "get_nodes_s": self.nodes,
+            "get_jobs_s": self.jobs,
+        })
+    }
+}
