@@ -17,6 +17,7 @@ mod fleet;
 mod grpc;
 mod harness;
 mod http_jobs;
+mod many;
 mod masters;
 mod mongo;
 mod policies;

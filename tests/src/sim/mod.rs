@@ -12,6 +12,7 @@ mod worker;
 use meepo_coord::{CoordError, Etcd};
 use meepo_core::id::{Name, NodeId};
 use std::{
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -101,17 +102,19 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Starts `count` workers and answers while they register; see [`Fleet::counts`].
+    /// Starts workers, named by their numbers, and answers while they register; see
+    /// [`Fleet::counts`]. `etcd` is a list with commas.
     ///
     /// # Errors
     /// When an address of etcd is none.
-    pub async fn start(etcd: &[String], count: usize) -> Result<Self, CoordError> {
+    pub async fn start(etcd: &str, numbers: Range<usize>) -> Result<Self, CoordError> {
+        let etcd: Vec<String> = etcd.split(',').map(str::to_owned).collect();
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let fleet =
-            Self { counts: Arc::default(), nodes: (0..count).map(node).collect(), stop, tasks };
+            Self { counts: Arc::default(), nodes: numbers.map(node).collect(), stop, tasks };
         let places = Arc::new(Semaphore::new(AT_ONCE));
         for some in fleet.nodes.chunks(PER_CONNECTION) {
-            let etcd = Etcd::connect(etcd).await?;
+            let etcd = Etcd::connect(&etcd).await?;
             for node in some {
                 let worker = worker::Worker {
                     node: node.clone(),

@@ -61,8 +61,7 @@ pub(crate) async fn measure(workers: u32, idle: Duration) -> Result<FleetFigures
     let n = u64::from(workers);
     eprintln!("fleet: {workers} workers register");
     let begin = Instant::now();
-    let etcd: Vec<String> = cluster.etcd().urls().split(',').map(str::to_owned).collect();
-    let fleet = Fleet::start(&etcd, workers as usize).await?;
+    let fleet = Fleet::start(&cluster.etcd().urls(), 0..workers as usize).await?;
     reach(&fleet, Count::Registered, n).await?;
     let registered = begin.elapsed().as_secs_f64();
     reach(&fleet, Count::Sessions, n).await?;
