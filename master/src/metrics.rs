@@ -21,5 +21,6 @@ meepo_runtime::metrics! {
     leading: Gauge = "leading", "1 while this master leads";
     sessions: Gauge = "sessions", "Workers with a session to this master";
     placements: Counter = "placements", "Assignments written or deleted";
+    placements_refused: Counter = "placements_refused", "Assignments that etcd refused: this master did not lead any more, or what they were decided on had changed";
     received: Counter = "received_items", "Runs and pieces of output taken for the log store";
 }

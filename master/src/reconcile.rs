@@ -57,7 +57,10 @@ pub async fn run(
                     }
                     // A key had moved. The view will show it, perhaps only by the next
                     // full comparison.
-                    None if outcome.conflicts > 0 => retry = Some(backoff.next_wait()),
+                    None if outcome.conflicts > 0 => {
+                        metrics.placements_refused.inc_by(outcome.conflicts as u64);
+                        retry = Some(backoff.next_wait());
+                    }
                     None => {
                         backoff.reset();
                         retry = Some(Duration::ZERO);

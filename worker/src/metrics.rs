@@ -41,6 +41,7 @@ meepo_runtime::metrics! {
     lag_ms: Gauge = "schedule_lag_milliseconds", "How late the last slot was looked at";
     lag_max_ms: Gauge = "schedule_lag_max_milliseconds", "The largest such lag of the last minute";
     looked_age: Gauge = "schedule_idle_seconds", "Time since the scheduler last looked at what is due";
+    orders_refused: Counter = "orders_refused", "Orders of a master that had been replaced, not carried out";
     session: Gauge = "session_up", "1 while the session stream to the leading master is up";
 }
 

@@ -142,6 +142,7 @@ impl Session {
                 order = orders.message() => {
                     let Some(order) = order? else { return Ok(()) };
                     if order.term < leader.term {
+                        self.engine.metrics.orders_refused.inc();
                         warn!(term = order.term, mine = leader.term, "order of an old term refused");
                         continue;
                     }
