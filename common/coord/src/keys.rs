@@ -13,9 +13,16 @@
 //! | `/meepo/jobs/<name>` | [`meepo_core::job::JobSpec`] | until deleted |
 //! | `/meepo/nodes/<ip>` | [`meepo_core::node::NodeRecord`] | until forgotten |
 //! | `/meepo/drain/<ip>` | [`crate::records::DrainRecord`] | until the node may take work again |
+//! | `/meepo/tasks/<task_id>` | [`meepo_core::task::Task`] | until it is over and in the log store |
+//! | `/meepo/parts/<task_id>/<n>` | [`meepo_core::task::Part`] | with its task |
+//! | `/meepo/taskkeys/<idempotency key>` | [`crate::records::TaskKeyRecord`] | a day |
+//! | `/cron/tasks/<ip>/<part_id>` | [`meepo_core::task::Order`] | while the node has the part |
 //! | `/meepo/leader` | [`crate::records::LeaderRecord`] | the leader's lease |
 
-use meepo_core::id::{Name, NodeId, RunId};
+use meepo_core::{
+    id::{Name, NodeId, RunId},
+    task::{PartId, TaskId},
+};
 
 /// All assignments.
 pub const ASSIGNMENTS: &str = "/cron/jobs/";
@@ -33,6 +40,14 @@ pub const JOBS: &str = "/meepo/jobs/";
 pub const NODES: &str = "/meepo/nodes/";
 /// Nodes that take nothing new.
 pub const DRAINS: &str = "/meepo/drain/";
+/// Tasks that are not over.
+pub const TASKS: &str = "/meepo/tasks/";
+/// Their parts.
+pub const PARTS: &str = "/meepo/parts/";
+/// Idempotency keys of tasks.
+pub const TASK_KEYS: &str = "/meepo/taskkeys/";
+/// Parts of tasks that nodes have, for all nodes.
+pub const ORDERS: &str = "/cron/tasks/";
 /// The leading master.
 pub const LEADER: &str = "/meepo/leader";
 
@@ -101,6 +116,47 @@ pub fn drain(id: &NodeId) -> String {
     format!("{DRAINS}{id}")
 }
 
+/// A task.
+pub fn task(id: TaskId) -> String {
+    format!("{TASKS}{id}")
+}
+
+/// A part of a task.
+pub fn part(id: PartId) -> String {
+    format!("{PARTS}{}/{}", id.task, id.n)
+}
+
+/// All parts of a task.
+pub fn parts_of(task: TaskId) -> String {
+    format!("{PARTS}{task}/")
+}
+
+/// An idempotency key of tasks.
+pub fn task_key(key: &Name) -> String {
+    format!("{TASK_KEYS}{key}")
+}
+
+/// A part that a node has.
+pub fn order(node: &NodeId, part: PartId) -> String {
+    format!("{ORDERS}{node}/{part}")
+}
+
+/// All parts that a node has.
+pub fn orders_of(node: &NodeId) -> String {
+    format!("{ORDERS}{node}/")
+}
+
+/// The task of a task's key.
+pub fn task_of(key: &str) -> Option<TaskId> {
+    key.strip_prefix(TASKS)?.parse().ok()
+}
+
+/// The part of a part's key.
+pub fn part_of(key: &str) -> Option<PartId> {
+    let (task, n) = key.strip_prefix(PARTS)?.split_once('/')?;
+    Some(PartId { task: task.parse().ok()?, n: n.parse().ok()? })
+}
+
 /// A key of one of the families, taken apart. Keys of other shapes, which only a
 /// person can have made, are `None`.
 pub fn last(key: &str, prefix: &str) -> Option<Name> {
@@ -141,6 +197,11 @@ mod tests {
         assert_eq!(node_and_job(&cronid(&n, &j), CRONIDS), both);
         assert_eq!(node_and_run(&trigger(&n, r), TRIGGERS), Some((n.clone(), r)));
         assert_eq!(last(&job(&j), JOBS), Some(j));
+        let id = PartId { task: TaskId(r.0), n: 3 };
+        assert_eq!(part(id), format!("/meepo/parts/{r}/3"));
+        assert_eq!(order(&n, id), format!("/cron/tasks/127.0.0.1/{r}.3"));
+        assert_eq!((part_of(&part(id)), task_of(&task(id.task))), (Some(id), Some(id.task)));
+        assert_eq!(part_of(&task(id.task)), None);
         assert_eq!(node_and_rest("/cron/jobs/127.0.0.1/", ASSIGNMENTS), Some((n, "")));
         for bad in ["/cron/jobs/127.0.0.1", "/cron/jobs/a b/c", "/cron/jobs/a/b/c", "/x"] {
             assert_eq!(node_and_job(bad, ASSIGNMENTS), None, "{bad}");

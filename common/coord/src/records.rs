@@ -6,6 +6,7 @@ use meepo_core::{
     id::{Name, NodeId, RunId},
     input::{from_value, parse_json},
     job::Assignment,
+    task::TaskId,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -69,6 +70,18 @@ pub struct ClaimRecord {
     /// How many slots were claimed to be run so far, this one included if it was.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub runs: u32,
+    /// Fields this version does not know.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// The task that came with an idempotency key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskKeyRecord {
+    /// The task.
+    pub task: TaskId,
+    /// [`meepo_core::task::TaskRequest::digest`] of its request.
+    pub digest: String,
     /// Fields this version does not know.
     #[serde(flatten)]
     pub extra: Extra,

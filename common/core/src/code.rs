@@ -52,6 +52,7 @@ codes! {
     EXPIRED = 0x0206, "the request was not started within its validity";
     NO_TARGET = 0x0207, "the target matches no node";
     LOCK_TAKEN = 0x0208, "the lock that the run needs stayed taken for too long";
+    CANCELLED = 0x0209, "the work was withdrawn before it began";
     MALFORMED = 0x0300, "the request is not valid JSON or YAML of the right shape";
     UNKNOWN_FIELD = 0x0301, "the request has a field that does not exist";
     BAD_VALUE = 0x0302, "a field has a wrong type or an impossible value";
@@ -61,7 +62,7 @@ codes! {
     BAD_NAME = 0x0306, "a name has characters that are not allowed or is too long";
     BAD_TARGET = 0x0307, "the target expression is not valid";
     TOO_LARGE = 0x0308, "the request body is over the limit";
-    NOT_FOUND = 0x0309, "no such job, run or node";
+    NOT_FOUND = 0x0309, "no such job, run, task or node";
     CONFLICT = 0x030A, "the object has changed or already exists";
     METHOD = 0x030B, "the path exists but not with this method or content type";
     FORBIDDEN = 0x030C, "the request may not be made this way";

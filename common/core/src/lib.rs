@@ -19,6 +19,7 @@
 //! | [`misfire`] | slots that are due, and those that were missed |
 //! | [`run`] | executions, their states and their output |
 //! | [`node`] | what a node says of itself |
+//! | [`task`] | work done once: its states, and who gets what next |
 //! | [`placement`] | which node holds which job: `(snapshot) -> effects` |
 //! | [`api`] | what the HTTP API takes and answers |
 
@@ -41,3 +42,4 @@ pub mod placement;
 pub mod retry;
 pub mod run;
 pub mod target;
+pub mod task;

@@ -110,6 +110,8 @@ pub enum Cause {
     Trigger,
     /// A synchronous command (`meepo run`).
     Exec,
+    /// It is a part of a task (`meepo task`); the run's job is the id of the part.
+    Task,
 }
 
 /// One execution. Its identity is (job, slot, node, attempt); `run_id` names it.

@@ -11,6 +11,7 @@ pub(crate) const fn cause(c: Cause) -> &'static str {
         Cause::Reboot => "reboot",
         Cause::Trigger => "trigger",
         Cause::Exec => "exec",
+        Cause::Task => "task",
     }
 }
 
@@ -35,8 +36,8 @@ pub(crate) const fn stream_of(n: i64) -> Option<Stream> {
 mod tests {
     use super::*;
 
-    const CAUSES: [Cause; 5] =
-        [Cause::Schedule, Cause::Misfire, Cause::Reboot, Cause::Trigger, Cause::Exec];
+    const CAUSES: [Cause; 6] =
+        [Cause::Schedule, Cause::Misfire, Cause::Reboot, Cause::Trigger, Cause::Exec, Cause::Task];
 
     #[test]
     fn stored_words_are_those_of_the_json() {

@@ -1,0 +1,522 @@
+//! Lives of parts, from the request to the end.
+
+use super::{
+    dispatch::{Effect, Fleet, MOST, OVERDUE, OrderChange, Tasks, Worker, plan},
+    end::MAX_LOSSES,
+    record::{Control, Outcome, Part, Task},
+    request::{MAX_PARTS, TaskRequest},
+    state::PartState as S,
+    verb::{Done, Verb},
+    *,
+};
+use crate::{
+    code::Code,
+    id::{Name, NodeId},
+    node::{Facts, NodeInfo},
+    placement::At,
+};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+fn node(id: &str) -> NodeId {
+    Name::new(id).unwrap()
+}
+
+fn info(id: &str, group: &str) -> NodeInfo {
+    NodeInfo {
+        labels: [("group".to_owned(), group.to_owned())].into(),
+        ..NodeInfo {
+            id: node(id),
+            online: true,
+            drained: false,
+            labels: BTreeMap::new(),
+            facts: Facts::default(),
+        }
+    }
+}
+
+fn t(seconds: i64) -> Timestamp {
+    Timestamp::from_second(1_800_000_000 + seconds).unwrap()
+}
+
+fn id(n: u128) -> TaskId {
+    TaskId(uuid::Uuid::from_u128(n))
+}
+
+fn three() -> BTreeMap<NodeId, NodeInfo> {
+    [("a", "web"), ("b", "web"), ("c", "db")].map(|(n, g)| (node(n), info(n, g))).into()
+}
+
+/// What a leader sees and does, with everything it writes taken over at once.
+struct Rig {
+    tasks: Tasks,
+    fleet: Fleet,
+    revision: i64,
+    finished: Vec<TaskId>,
+    now: i64,
+}
+
+impl Rig {
+    fn new(slots: u32) -> Self {
+        let workers = three()
+            .into_values()
+            .map(|node| (node.id.clone(), Worker { node, slots, load: 0.0 }))
+            .collect();
+        let fleet = Fleet { workers, gone: BTreeSet::new() };
+        Self { tasks: Tasks::default(), fleet, revision: 0, finished: Vec::new(), now: 0 }
+    }
+
+    fn put(&mut self, n: u128, request: Value) -> TaskId {
+        let request = TaskRequest::from_user(request).unwrap();
+        self.add(request.task(id(n), &three(), t(self.now)).unwrap())
+    }
+
+    fn add(&mut self, task: Task) -> TaskId {
+        self.revision += 1;
+        let id = task.id;
+        self.tasks.tasks.insert(id, At { value: Arc::new(task), revision: self.revision });
+        id
+    }
+
+    fn control(&mut self, id: TaskId, control: Control) {
+        let task = self.tasks.tasks[&id].value.clone();
+        self.add(Task { control, ..(*task).clone() });
+    }
+
+    /// Plans at `now` seconds and performs; answers who was given what.
+    fn at(&mut self, now: i64) -> Vec<(String, NodeId)> {
+        self.now = now;
+        let mut given = Vec::new();
+        for effect in plan(&self.tasks, &self.fleet, t(now)).effects {
+            match effect {
+                Effect::Write { id, expect, part, order, .. } => {
+                    assert_eq!(expect, self.tasks.parts.get(&id).map_or(0, |p| p.revision));
+                    if let OrderChange::Put(node, order) = &order {
+                        assert_eq!(order.part, *part);
+                        given.push((id.n.to_string(), node.clone()));
+                    }
+                    self.set(id, *part);
+                }
+                Effect::Finish { id, .. } => {
+                    self.finished.push(id);
+                    self.tasks.tasks.remove(&id);
+                    self.tasks.parts.retain(|p, _| p.task != id);
+                }
+            }
+        }
+        given
+    }
+
+    fn set(&mut self, id: PartId, part: Part) {
+        self.revision += 1;
+        self.tasks.parts.insert(id, At { value: part, revision: self.revision });
+    }
+
+    fn part(&self, task: TaskId, n: u32) -> Part {
+        self.tasks.parts[&PartId { task, n }].value.clone()
+    }
+
+    fn states(&self, task: TaskId) -> Vec<S> {
+        self.tasks.parts_of(task).map(|(_, p)| p.value.state).collect()
+    }
+
+    /// The worker that has part `n` begins it.
+    fn begins(&mut self, task: TaskId, n: u32) {
+        let part = Part { begun_at: Some(t(self.now)), ..self.part(task, n) };
+        assert_eq!(part.state, S::Reserved);
+        self.set(PartId { task, n }, part);
+    }
+
+    /// … and ends it.
+    fn ends(&mut self, task: TaskId, n: u32, code: Code) {
+        let policy = self.tasks.tasks[&task].value.policy.clone();
+        let (id, now) = (PartId { task, n }, t(self.now));
+        let part = self.part(task, n).ended(id, &policy, Outcome::new(code, None, now), now);
+        self.set(id, part);
+    }
+
+    fn act(&mut self, task: TaskId, n: u32, verb: Verb) -> Result<S, String> {
+        let policy = self.tasks.tasks[&task].value.policy.clone();
+        match self.part(task, n).act(verb, Duration::ZERO, &policy, t(self.now)) {
+            Done::Changed(part) | Done::Asked(part) => {
+                let state = part.state;
+                self.set(PartId { task, n }, *part);
+                Ok(state)
+            }
+            Done::Refused(why) => Err(why),
+        }
+    }
+}
+
+fn names(given: &[(String, NodeId)]) -> Vec<&str> {
+    given.iter().map(|(_, node)| node.as_str()).collect()
+}
+
+#[test]
+fn a_task_for_nodes_has_a_part_on_each_and_ends_with_the_last() {
+    let mut rig = Rig::new(4);
+    let task = rig.put(1, json!({"target": "group=web", "cmd": "true"}));
+    assert_eq!(names(&rig.at(0)), ["a", "b"]);
+    assert_eq!(rig.states(task), [S::Reserved; 2]);
+    assert!(rig.at(1).is_empty(), "nothing is given twice");
+    rig.begins(task, 1);
+    rig.ends(task, 1, Code::OK);
+    assert!(rig.at(2).is_empty() && rig.finished.is_empty());
+    rig.ends(task, 2, Code::EXIT_STATUS);
+    assert_eq!(rig.states(task), [S::Success, S::Failed]);
+    let parts = |id: PartId| rig.tasks.parts.get(&id).map(|p| &p.value);
+    let view = TaskView::new(&rig.tasks.tasks[&task].value, parts);
+    assert_eq!((view.state, view.counts.success, view.counts.failed), (TaskState::Failed, 1, 1));
+    assert_eq!(view.parts[1].outcome.as_ref().unwrap().code, Code::EXIT_STATUS);
+    rig.at(3);
+    assert_eq!(rig.finished, [task]);
+}
+
+#[test]
+fn slots_bound_what_a_worker_has_and_priority_decides_who_is_next() {
+    let mut rig = Rig::new(1);
+    let late = rig.put(1, json!({"hosts": ["a"], "cmd": "true"}));
+    let first = rig.put(2, json!({"hosts": ["a"], "cmd": "true", "priority": 5}));
+    assert_eq!(rig.at(0).len(), 1);
+    assert_eq!((rig.states(first), rig.states(late)), (vec![S::Reserved], vec![S::Ready]));
+    rig.ends(first, 1, Code::OK);
+    assert_eq!(names(&rig.at(1)), ["a"]);
+    assert_eq!(rig.states(late), [S::Reserved]);
+}
+
+#[test]
+fn the_most_idle_suitable_worker_gets_the_next_of_a_queue() {
+    let mut rig = Rig::new(2);
+    rig.fleet.workers.get_mut(&node("a")).unwrap().load = 9.0;
+    let items: Vec<_> = (0..5).map(|n| json!({"cmd": format!("echo {n}")})).collect();
+    let task = rig.put(1, json!({"queue": "q", "target": "group=web", "commands": items}));
+    // `b` does less; then they take turns until both are full.
+    assert_eq!(names(&rig.at(0)), ["b", "a", "b", "a"]);
+    assert_eq!(rig.states(task)[4], S::Ready);
+    rig.ends(task, 2, Code::OK);
+    assert_eq!(rig.at(1), [("5".to_owned(), node("a"))]);
+    // Nobody who is drained or away gets anything.
+    rig.fleet.workers.get_mut(&node("a")).unwrap().node.drained = true;
+    rig.fleet.workers.get_mut(&node("b")).unwrap().node.online = false;
+    rig.ends(task, 1, Code::OK);
+    rig.ends(task, 5, Code::OK);
+    let more = rig.put(2, json!({"queue": "q", "target": "group=web", "cmd": "x"}));
+    assert!(rig.at(2).is_empty());
+    assert_eq!(rig.states(more), [S::Ready]);
+}
+
+#[test]
+fn a_delay_a_time_and_a_time_to_live() {
+    let mut rig = Rig::new(1);
+    let task = rig.put(1, json!({"hosts": ["a"], "cmd": "x", "delay": "10s", "ttl": "5s"}));
+    assert!(rig.at(0).is_empty());
+    assert_eq!(plan(&rig.tasks, &rig.fleet, t(1)).wake, Some(t(10)));
+    let other = rig.put(2, json!({"hosts": ["a"], "cmd": "x"}));
+    rig.at(2);
+    assert_eq!(rig.states(other), [S::Reserved]);
+    rig.at(10);
+    assert_eq!(rig.states(task), [S::Ready], "its node has no slot free");
+    assert_eq!(plan(&rig.tasks, &rig.fleet, t(11)).wake, Some(t(15)));
+    rig.at(15);
+    let part = rig.part(task, 1);
+    assert_eq!((part.state, part.outcome.unwrap().code), (S::Revoked, Code::EXPIRED));
+    let at = rig.put(3, json!({"hosts": ["b"], "cmd": "x", "at": t(20).to_string()}));
+    assert!(rig.at(19).is_empty());
+    assert_eq!(rig.states(at), [S::Delayed]);
+    assert_eq!(names(&rig.at(20)), ["b"]);
+}
+
+#[test]
+fn what_fails_is_tried_again_later_and_buried_at_last_until_it_is_kicked() {
+    let mut rig = Rig::new(1);
+    let retry = json!({"max": 2, "delay": "2s"});
+    let task = rig.put(1, json!({"hosts": ["a"], "cmd": "false", "retry": retry}));
+    for (now, next) in [(0, 2), (2, 6)] {
+        assert_eq!(rig.at(now).len(), 1);
+        rig.ends(task, 1, Code::EXIT_STATUS);
+        let part = rig.part(task, 1);
+        assert_eq!((part.state, part.ready_at), (S::Delayed, Some(t(next))));
+        assert!(rig.at(next - 1).is_empty());
+    }
+    assert_eq!(rig.at(6).len(), 1);
+    rig.ends(task, 1, Code::EXIT_STATUS);
+    assert_eq!(rig.states(task), [S::Buried]);
+    assert!(rig.at(100).is_empty() && rig.finished.is_empty());
+    assert_eq!(rig.act(task, 1, Verb::Kick), Ok(S::Ready));
+    assert_eq!(rig.at(101).len(), 1);
+    let part = rig.part(task, 1);
+    assert_eq!((part.attempt, part.failures, part.runs.len()), (4, 0, 4));
+    rig.ends(task, 1, Code::OK);
+    rig.at(102);
+    assert_eq!(rig.finished, [task]);
+}
+
+#[test]
+fn what_a_worker_died_with_is_given_to_another_but_not_for_ever() {
+    let mut rig = Rig::new(1);
+    let task = rig.put(1, json!({"queue": "q", "cmd": "x"}));
+    assert_eq!(names(&rig.at(0)), ["a"]);
+    rig.begins(task, 1);
+    rig.fleet.workers.remove(&node("a"));
+    assert!(rig.at(1).is_empty(), "it may come back");
+    rig.fleet.gone.insert(node("a"));
+    rig.at(2);
+    let part = rig.part(task, 1);
+    assert_eq!((part.state, part.losses, part.ready_at), (S::Delayed, 1, Some(t(3))));
+    assert_eq!(names(&rig.at(3)), ["b"]);
+    for n in 2..=MAX_LOSSES {
+        rig.ends(task, 1, Code::LOST);
+        assert_eq!(rig.part(task, 1).losses, n);
+        rig.at(rig.now + 100);
+    }
+    assert_eq!(rig.states(task), [S::Buried]);
+    // One that was not begun was no attempt.
+    let other = rig.put(2, json!({"queue": "q", "cmd": "x"}));
+    let given = rig.at(1000);
+    rig.fleet.gone.insert(given[0].1.clone());
+    rig.fleet.workers.remove(&given[0].1);
+    assert_eq!(rig.at(1001), []);
+    assert_eq!((rig.part(other, 1).attempt, rig.part(other, 1).losses), (0, 0));
+    assert_eq!(rig.at(1002).len(), 1);
+}
+
+#[test]
+fn a_part_for_one_node_waits_for_it_until_its_time_to_run_is_over() {
+    let mut rig = Rig::new(1);
+    let task = rig.put(1, json!({"hosts": ["a"], "cmd": "x", "ttr": "60s"}));
+    rig.at(0);
+    rig.begins(task, 1);
+    rig.fleet.workers.remove(&node("a"));
+    rig.fleet.gone.insert(node("a"));
+    rig.at(59);
+    assert_eq!(rig.states(task), [S::Reserved]);
+    let overdue = 60 + OVERDUE.as_secs();
+    assert_eq!(plan(&rig.tasks, &rig.fleet, t(61)).wake, Some(t(overdue)));
+    rig.at(overdue);
+    assert_eq!(rig.states(task), [S::Delayed]);
+    assert!(rig.at(overdue + 10).is_empty(), "its node is away");
+    assert_eq!(rig.states(task), [S::Ready]);
+}
+
+#[test]
+fn touching_moves_the_deadline() {
+    let mut rig = Rig::new(1);
+    let task = rig.put(1, json!({"queue": "q", "cmd": "x", "ttr": "60s"}));
+    rig.at(0);
+    rig.now = 50;
+    assert_eq!(rig.act(task, 1, Verb::Touch), Ok(S::Reserved));
+    let part = rig.part(task, 1);
+    assert_eq!((part.deadline, part.touched), (Some(t(110)), 1));
+}
+
+#[test]
+fn what_is_cancelled_never_begins_and_what_is_stopped_ends() {
+    let mut rig = Rig::new(1);
+    let task = rig.put(
+        1,
+        json!({"queue": "q", "commands": [{"cmd": "1"}, {"cmd": "2"}, {"cmd": "3"}, {"cmd": "4"}]}),
+    );
+    assert_eq!(rig.at(0).len(), 3);
+    rig.begins(task, 1);
+    rig.control(task, Control::Cancelled);
+    rig.at(1);
+    // The one that has begun goes on; those given away and not begun are taken back.
+    assert_eq!(rig.states(task), [S::Reserved, S::Revoked, S::Revoked, S::Revoked]);
+    rig.control(task, Control::Stopped);
+    rig.at(2);
+    assert_eq!(rig.part(task, 1).ask, Some(Ask::Stop));
+    rig.ends(task, 1, Code::KILLED);
+    assert_eq!(rig.states(task)[0], S::Failed);
+    rig.at(3);
+    assert_eq!(rig.finished, [task]);
+}
+
+#[test]
+fn a_task_that_is_held_gives_nothing_away() {
+    let mut rig = Rig::new(1);
+    let task = rig.put(1, json!({"hosts": ["a", "b"], "cmd": "x"}));
+    rig.control(task, Control::Paused);
+    assert!(rig.at(0).is_empty() && rig.states(task).is_empty());
+    rig.control(task, Control::Active);
+    assert_eq!(rig.at(1).len(), 2);
+}
+
+/// Every verb in every state a part can be in: with a worker, and begun or not.
+#[test]
+fn every_verb_in_every_state() {
+    let verbs = [
+        Verb::Cancel,
+        Verb::Stop,
+        Verb::Release,
+        Verb::Bury,
+        Verb::Kick,
+        Verb::Touch,
+        Verb::Delete,
+    ];
+    let matrix = [
+        ("delayed", S::Delayed, false, "X X - - R - -"),
+        ("ready", S::Ready, false, "X X - - - - -"),
+        ("given away", S::Reserved, false, "X X R B - V F"),
+        ("begun", S::Reserved, true, "- V V V - V V"),
+        ("buried", S::Buried, false, "X X - - R - F"),
+        ("success", S::Success, false, "- - - - - - -"),
+    ];
+    for (name, state, begun, row) in matrix {
+        let mut is = Vec::new();
+        for verb in verbs {
+            let mut rig = Rig::new(1);
+            let task = rig.put(1, json!({"queue": "q", "cmd": "x"}));
+            rig.at(0);
+            let id = PartId { task, n: 1 };
+            let mut part = Part { state, ..rig.part(task, 1) };
+            part.begun_at = begun.then(|| t(0));
+            rig.set(id, part);
+            is.push(match rig.act(task, 1, verb) {
+                Err(why) => {
+                    assert!(why.starts_with("it "), "{why}");
+                    "-"
+                }
+                Ok(S::Ready) => "R",
+                Ok(S::Reserved) => "V",
+                Ok(S::Buried) => "B",
+                Ok(S::Failed) => "F",
+                Ok(S::Revoked) => "X",
+                Ok(other) => panic!("{other}"),
+            });
+        }
+        assert_eq!(is.join(" "), row, "{name}");
+    }
+}
+
+#[test]
+fn what_somebody_asked_for_comes_true_when_the_run_has_ended() {
+    for (verb, code, want) in [
+        (Verb::Stop, Code::KILLED, S::Failed),
+        (Verb::Delete, Code::KILLED, S::Failed),
+        (Verb::Bury, Code::KILLED, S::Buried),
+        (Verb::Release, Code::KILLED, S::Ready),
+        // It was done before anybody could end it.
+        (Verb::Stop, Code::OK, S::Success),
+        (Verb::Release, Code::OK, S::Success),
+        // Its worker died meanwhile.
+        (Verb::Stop, Code::LOST, S::Failed),
+    ] {
+        let mut rig = Rig::new(1);
+        let task = rig.put(1, json!({"queue": "q", "cmd": "x", "retry": {"max": 9}}));
+        rig.at(0);
+        rig.begins(task, 1);
+        rig.act(task, 1, verb).unwrap();
+        rig.ends(task, 1, code);
+        assert_eq!(rig.states(task), [want], "{verb} {code}");
+    }
+}
+
+#[test]
+fn requests_that_cannot_be_kept_say_why() {
+    let many: Vec<_> = (0..=MAX_PARTS).map(|_| json!({"cmd": "x"})).collect();
+    for (request, field, problem) in [
+        (json!({"cmd": "x"}), "target", "where"),
+        (json!({"target": "all"}), "cmd", "empty"),
+        (json!({"target": "all", "cmd": "x", "prio": 1}), "prio", "unknown"),
+        (json!({"target": "all", "cmd": "x", "schedule": "* * * * *"}), "schedule", "unknown"),
+        (json!({"target": "group=", "cmd": "x"}), "target", ""),
+        (json!({"target": "all", "hosts": ["a"], "cmd": "x"}), "hosts", "beside"),
+        (json!({"queue": "q", "hosts": ["a"], "cmd": "x"}), "hosts", "queue"),
+        (json!({"queue": "a/b", "cmd": "x"}), "queue", "'/'"),
+        (json!({"target": "all", "cmd": "x", "ttr": "0s"}), "ttr", "range"),
+        (
+            json!({"target": "all", "cmd": "x", "delay": "1h", "at": t(0).to_string()}),
+            "at",
+            "beside",
+        ),
+        (json!({"target": "all", "cmd": "x".repeat(200_000)}), "cmd", "bytes"),
+        (json!({"target": "all", "commands": [{"cmd": "x", "nope": 1}]}), "commands[0].nope", ""),
+        (
+            json!({"commands": [{"hosts": ["a"], "cmd": "x"}, {"cmd": "y"}]}),
+            "commands[1].target",
+            "where",
+        ),
+        (
+            json!({"queue": "q", "commands": [{"hosts": ["a"], "cmd": "x"}]}),
+            "commands[0].target",
+            "queue",
+        ),
+        (json!({"hosts": ["a", "zz"], "cmd": "x"}), "hosts", "no such host: zz"),
+        (json!({"target": "a or y", "cmd": "x"}), "target", "no such host: y"),
+        (json!({"target": "group=none", "cmd": "x"}), "target", "matches no node"),
+        (json!({"queue": "q", "commands": many}), "commands", "10001 parts"),
+    ] {
+        let text = request.to_string();
+        let text = &text[..text.len().min(200)];
+        let made = TaskRequest::from_user(request).and_then(|r| r.task(id(1), &three(), t(0)));
+        let e = made.expect_err(text);
+        assert_eq!(e.field, field, "{text}: {e}");
+        assert!(e.problem.contains(problem), "{text}: {e}");
+    }
+}
+
+#[test]
+fn different_nodes_get_different_commands() {
+    let mut rig = Rig::new(4);
+    let commands =
+        json!([{"hosts": ["a", "b"], "cmd": "one"}, {"target": "group=db", "cmd": "two"}]);
+    let task = rig.put(1, json!({"commands": commands}));
+    rig.at(0);
+    let task = &rig.tasks.tasks[&task].value;
+    let cmds: Vec<_> = (1..=3).map(|n| task.part(n).unwrap().1.cmd.as_str()).collect();
+    assert_eq!(cmds, ["one", "one", "two"]);
+    assert!(task.part(0).is_none() && task.part(4).is_none());
+}
+
+#[test]
+fn a_plan_is_bounded_and_goes_on() {
+    let mut rig = Rig::new(1);
+    let commands: Vec<_> = (0..MOST + 10).map(|_| json!({"cmd": "x"})).collect();
+    let task = rig.put(1, json!({"queue": "q", "commands": commands}));
+    let first = plan(&rig.tasks, &rig.fleet, t(0));
+    assert_eq!((first.effects.len(), first.wake), (MOST, Some(t(0))));
+    rig.at(0);
+    rig.at(0);
+    assert_eq!(rig.states(task).len(), MOST + 10);
+}
+
+#[test]
+fn records_keep_what_a_newer_version_wrote() {
+    let task = TaskRequest::from_user(json!({"queue": "q", "cmd": "x"})).unwrap();
+    let task = task.task(id(1), &three(), t(0)).unwrap();
+    let mut json = serde_json::to_value(&task).unwrap();
+    json["new"] = json!({"a": 1});
+    let back: Task = serde_json::from_value(json.clone()).unwrap();
+    assert_eq!(serde_json::to_value(back).unwrap(), json);
+    let part = Part::pending(&task, 1);
+    let mut json = serde_json::to_value(&part).unwrap();
+    json["new"] = json!(7);
+    let back: Part = serde_json::from_value(json.clone()).unwrap();
+    assert_eq!(serde_json::to_value(back).unwrap(), json);
+}
+
+#[test]
+fn ids_are_read_as_they_are_written() {
+    let part = PartId { task: id(7), n: 12 };
+    assert_eq!(part.to_string().parse::<TaskRef>().unwrap(), TaskRef::Part(part));
+    assert_eq!(id(7).to_string().parse::<TaskRef>().unwrap(), TaskRef::Task(id(7)));
+    assert_eq!(part.name().as_str(), part.to_string());
+    for bad in
+        ["", "x", "1.2", &format!("{}.0", id(7)), &format!("{}.+1", id(7)), &format!("{}.", id(7))]
+    {
+        assert!(bad.parse::<TaskRef>().is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn requests_are_told_apart() {
+    let digest = |v: Value| TaskRequest::from_user(v).unwrap().digest();
+    let one = json!({"queue": "q", "cmd": "x"});
+    assert_eq!(digest(one.clone()), digest(json!({"cmd": "x", "queue": "q"})));
+    assert_ne!(digest(one), digest(json!({"queue": "q", "cmd": "y"})));
+}
