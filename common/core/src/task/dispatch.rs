@@ -62,6 +62,8 @@ pub struct Tasks {
     pub tasks: BTreeMap<TaskId, At<Arc<Task>>>,
     /// Those of their parts that have a key.
     pub parts: BTreeMap<PartId, At<Part>>,
+    /// Tasks that this version cannot read, or parts of which: they are left alone.
+    pub opaque: BTreeSet<TaskId>,
 }
 
 impl Tasks {
@@ -77,10 +79,8 @@ impl Tasks {
 pub enum OrderChange {
     /// There is none.
     None,
-    /// It is put.
+    /// It is put, or changed along with the part.
     Put(NodeId, Box<Order>),
-    /// It is there and is changed along with the part.
-    Update(NodeId),
     /// It is taken back.
     Delete(NodeId),
 }
@@ -139,7 +139,7 @@ struct Candidate<'a> {
 pub fn plan(tasks: &Tasks, fleet: &Fleet, now: Timestamp) -> Plan {
     let mut plan = Plan::default();
     let mut candidates = Vec::new();
-    for task in tasks.tasks.values() {
+    for task in tasks.tasks.values().filter(|t| !tasks.opaque.contains(&t.value.id)) {
         look(tasks, fleet, task, now, &mut plan, &mut candidates);
     }
     let mut slots = Slots::new(tasks, fleet);
@@ -346,7 +346,8 @@ fn reserved(
     }
     if task.control == Control::Stopped && part.ask.is_none() {
         part.ask = Some(Ask::Stop);
-        return Some((part, OrderChange::Update(node)));
+        let order = Box::new(Order::of(task, id, &part)?);
+        return Some((part, OrderChange::Put(node, order)));
     }
     None
 }
@@ -363,17 +364,10 @@ fn reserve(candidate: Candidate<'_>, node: NodeId, now: Timestamp) -> Effect {
     if part.runs.len() > RUNS_KEPT {
         part.runs.remove(0);
     }
-    let command = value.part(id.n).map(|(_, c)| c.clone()).unwrap_or_default();
-    let order = Order {
-        run_id,
-        part: part.clone(),
-        command,
-        policy: value.policy.clone(),
-        submitted_at: value.submitted_at,
-        queued: value.queue.is_some(),
-        extra: BTreeMap::new(),
+    let order = match Order::of(value, id, &part) {
+        Some(order) => OrderChange::Put(node, Box::new(order)),
+        None => OrderChange::None,
     };
-    let order = OrderChange::Put(node, Box::new(order));
     Effect::Write { id, expect, task: task.revision, part: Box::new(part), order }
 }
 

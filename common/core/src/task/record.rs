@@ -125,7 +125,7 @@ impl TaskCommand {
             umask: self.umask,
             nice: self.nice,
             rlimits: self.rlimits,
-            cgroup: self.cgroup.clone(),
+            cgroup: self.cgroup,
             kill_plan: self.kill_plan.clone(),
             stdin: self.stdin.clone(),
             output_limit: self.output_limit,
@@ -426,4 +426,20 @@ pub struct Order {
     /// Fields this version does not know.
     #[serde(flatten)]
     pub extra: BTreeMap<String, Value>,
+}
+
+impl Order {
+    /// The order for a part that a worker has.
+    pub fn of(task: &Task, id: PartId, part: &Part) -> Option<Self> {
+        let (spec, command) = task.part(id.n)?;
+        Some(Self {
+            run_id: part.run()?.run_id,
+            part: part.clone(),
+            command: command.clone(),
+            policy: task.policy.clone(),
+            submitted_at: task.submitted_at,
+            queued: spec.node.is_none(),
+            extra: BTreeMap::new(),
+        })
+    }
 }

@@ -98,7 +98,9 @@ impl Rig {
                     assert_eq!(expect, self.tasks.parts.get(&id).map_or(0, |p| p.revision));
                     if let OrderChange::Put(node, order) = &order {
                         assert_eq!(order.part, *part);
-                        given.push((id.n.to_string(), node.clone()));
+                        if part.ask.is_none() {
+                            given.push((id.n.to_string(), node.clone()));
+                        }
                     }
                     self.set(id, *part);
                 }
