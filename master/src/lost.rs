@@ -22,8 +22,9 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// Time a worker gets to come back from a restart before its runs count as lost.
-const GRACE: Duration = Duration::from_secs(5);
+/// Time a worker gets to come back from a restart before its runs count as lost and
+/// others get the jobs it was chosen for.
+pub(crate) const GRACE: Duration = Duration::from_secs(5);
 /// Wait after a failed try.
 const RETRY: Duration = Duration::from_secs(5);
 /// How often the runs of a node that stays away are looked at again: a record of its

@@ -1,21 +1,38 @@
 //! Placement, performed by the leader: whenever nodes, definitions or assignments
-//! change, plan anew and write the difference. Takes no input but the view, is
-//! idempotent, and every write names the revisions it was decided on.
+//! change, plan what the change touches and write the difference. Is idempotent; every
+//! write names the revisions it was decided on. All is compared anew when a master begins
+//! to lead and whenever the view has been listed anew, every ten minutes.
 
-use crate::{metrics::Metrics, view::View};
+use crate::{lost::GRACE, metrics::Metrics, view::View};
 use etcd_client::{Compare, CompareOp, Txn, TxnOp};
-use meepo_coord::etcd::MAX_TXN_BYTES;
-use meepo_coord::{CoordError, Etcd, election::Leadership, keys, records::encode};
-use meepo_core::placement::{Effect, plan};
+use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use meepo_coord::{
+    CoordError, Etcd,
+    election::Leadership,
+    etcd::{MAX_TXN_BYTES, MAX_TXN_OPS},
+    keys,
+    records::encode,
+};
+use meepo_core::{
+    id::{Name, NodeId},
+    job::Assignment,
+    placement::{Dirty, Effect, Waiting},
+    tree::TreePath,
+};
 use meepo_runtime::backoff::Backoff;
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
-use tokio::sync::watch;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-/// Effects in one transaction. Each brings a comparison of its own and at most one of
-/// its definition; with the leader's that stays below etcd's limit of 128.
-const GROUP: usize = 60;
+/// Transactions on their way at the same time: etcd takes no more with more of them.
+const AT_ONCE: usize = 8;
+/// Writes that are planned before they are performed.
+const SHARE: usize = 20_000;
 /// How long changes are gathered before a plan is made.
 const GATHER: Duration = Duration::from_millis(10);
 /// Longest wait for the view to show what was written.
@@ -31,24 +48,30 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let mut changes = view.changes();
     let mut backoff = Backoff::new(Duration::from_secs(5));
-    // What the last plan was made from, if it was carried out.
-    let mut done = None;
+    // The term that the rest belongs to.
+    let mut leading = None;
+    let mut due = Dirty::default();
+    let mut away = Away::default();
     loop {
         let term = leadership.borrow_and_update().mine;
-        let version = *changes.borrow_and_update();
-        let due = term.filter(|_| version.complete).map(|term| (term, version.placement));
+        let complete = changes.borrow_and_update().complete;
+        if leading != term {
+            leading = term;
+            due = Dirty::all();
+            away = Away::default();
+        }
         let mut retry = None;
-        if let Some((term, _)) = due.filter(|due| done != Some(*due)) {
-            done = due;
-            let snapshot = view.read().snapshot();
-            // Many jobs on many nodes take a while.
-            let effects = tokio::task::spawn_blocking(move || plan(&snapshot)).await?;
-            if !effects.is_empty() {
-                info!(writes = effects.len(), "placing jobs");
-                let outcome = perform(&etcd, term, &effects, &metrics).await;
+        if let Some(term) = term.filter(|_| complete) {
+            due.add(view.take_dirty());
+            due.nodes.extend(away.look(&view, &due, Instant::now()));
+            if !due.is_empty() {
+                let waiting = away.waiting();
+                let dirty = std::mem::take(&mut due);
+                let outcome = place(&etcd, &view, term, dirty, waiting, &metrics).await?;
                 // Without this the next plan would repeat what is on its way.
                 let seen = changes.wait_for(|v| v.revision >= outcome.revision);
                 let _ = tokio::time::timeout(SETTLE, seen).await;
+                due.jobs.extend(outcome.again);
                 match outcome.error {
                     Some(e) => {
                         let wait = backoff.next_wait();
@@ -57,27 +80,111 @@ pub async fn run(
                     }
                     // A key had moved. The view will show it, perhaps only by the next
                     // full comparison.
-                    None if outcome.conflicts > 0 => {
-                        metrics.placements_refused.inc_by(outcome.conflicts as u64);
-                        retry = Some(backoff.next_wait());
-                    }
+                    None if !due.is_empty() => retry = Some(backoff.next_wait()),
                     None => {
                         backoff.reset();
-                        retry = Some(Duration::ZERO);
+                        // What came meanwhile.
+                        retry = Some(Duration::ZERO).filter(|_| outcome.revision > 0);
                     }
                 }
             }
         }
-        if retry.is_some() {
-            done = None;
-        }
+        let back = away.next();
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             changed = changes.changed() => if changed.is_err() { return Ok(()) },
             changed = leadership.changed() => if changed.is_err() { return Ok(()) },
             () = tokio::time::sleep(retry.unwrap_or_default()), if retry.is_some() => {}
+            () = tokio::time::sleep_until(back.unwrap_or_else(Instant::now)), if back.is_some() => {}
         }
         tokio::time::sleep(GATHER).await;
+    }
+}
+
+/// Nodes that have gone. For a moment they count as being there: a worker that restarts
+/// must not lose what it holds.
+#[derive(Default)]
+struct Away {
+    /// Until when each may be back; `None` when that has passed.
+    nodes: HashMap<NodeId, Option<Instant>>,
+    known: bool,
+}
+
+impl Away {
+    /// Looks at the nodes that changed; answers those that are given up now.
+    fn look(&mut self, view: &View, dirty: &Dirty, now: Instant) -> Vec<NodeId> {
+        let data = view.read();
+        let nodes = data.fleet.nodes();
+        let mut look = |id: &NodeId| match nodes.get(id).map(|n| n.online) {
+            Some(false) => drop(self.nodes.entry(id.clone()).or_insert(Some(now + GRACE))),
+            _ => drop(self.nodes.remove(id)),
+        };
+        if dirty.all || !self.known {
+            nodes.keys().for_each(&mut look);
+            self.nodes.retain(|id, _| nodes.contains_key(id));
+            self.known = true;
+        } else {
+            dirty.nodes.iter().for_each(look);
+        }
+        let passed = |until: &Option<Instant>| until.is_some_and(|until| until <= now);
+        let given_up = self.nodes.iter_mut().filter(|(_, until)| passed(until));
+        given_up
+            .map(|(id, until)| {
+                *until = None;
+                id.clone()
+            })
+            .collect()
+    }
+
+    fn waiting(&self) -> Waiting {
+        self.nodes.iter().filter(|(_, until)| until.is_some()).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// When the next one is given up.
+    fn next(&self) -> Option<Instant> {
+        self.nodes.values().flatten().min().copied()
+    }
+}
+
+/// Plans what is dirty and writes it, a share at a time.
+async fn place(
+    etcd: &Etcd,
+    view: &View,
+    term: i64,
+    dirty: Dirty,
+    waiting: Waiting,
+    metrics: &Metrics,
+) -> anyhow::Result<Outcome> {
+    let mut outcome = Outcome::default();
+    let planned = view.clone();
+    let waiting = Arc::new(waiting);
+    let (of, reading) = (waiting.clone(), planned.clone());
+    let (mut jobs, mut effects) =
+        tokio::task::spawn_blocking(move || reading.read().fleet.narrow(&dirty, &of)).await?;
+    loop {
+        let (of, reading) = (waiting.clone(), planned.clone());
+        // Many jobs on many nodes take a while.
+        (jobs, effects) = tokio::task::spawn_blocking(move || {
+            while effects.len() < SHARE
+                && let Some(job) = jobs.pop_first()
+            {
+                // The view is held for one job at a time.
+                effects.extend(reading.read().fleet.plan_job(&job, &of));
+            }
+            (jobs, effects)
+        })
+        .await?;
+        if !effects.is_empty() {
+            info!(writes = effects.len(), "placing jobs");
+            perform(etcd, term, &effects, metrics, &mut outcome).await;
+            effects.clear();
+        }
+        if outcome.error.as_ref().is_some_and(CoordError::retryable) {
+            outcome.again.append(&mut jobs);
+        }
+        if jobs.is_empty() {
+            return Ok(outcome);
+        }
     }
 }
 
@@ -86,80 +193,105 @@ pub async fn run(
 struct Outcome {
     /// The highest revision written.
     revision: i64,
-    /// Effects whose keys had moved meanwhile.
-    conflicts: usize,
+    /// Jobs that are to be planned again: keys had moved, or etcd did not take a write.
+    again: BTreeSet<Name>,
     /// The last of the errors, if there were any.
     error: Option<CoordError>,
 }
 
-/// Writes the effects in groups. What cannot be written does not hold up the rest.
-async fn perform(etcd: &Etcd, term: i64, effects: &[Effect], metrics: &Metrics) -> Outcome {
-    let mut outcome = Outcome::default();
-    for group in groups(effects) {
-        match etcd.txn("assignments", transaction(term, group)).await {
-            Ok(Some(revision)) => {
-                outcome.revision = outcome.revision.max(revision);
-                metrics.placements.inc_by(group.len() as u64);
-            }
-            Ok(None) if group.len() == 1 => outcome.conflicts += 1,
-            // One stale or oversized key must not take the others with it.
-            Ok(None) => one_by_one(etcd, term, group, metrics, &mut outcome).await,
-            Err(e) if !e.retryable() && group.len() > 1 => {
-                one_by_one(etcd, term, group, metrics, &mut outcome).await;
-            }
-            Err(e) => {
-                let away = e.retryable();
-                outcome.error = Some(e);
-                if away {
-                    break;
-                }
-            }
-        }
+impl Outcome {
+    fn add(&mut self, other: Self) {
+        self.revision = self.revision.max(other.revision);
+        self.again.extend(other.again);
+        self.error = other.error.or(self.error.take());
     }
-    outcome
+
+    fn failed(&mut self, group: &[Effect], error: Option<CoordError>) {
+        self.again.extend(group.iter().map(|e| e.job().clone()));
+        self.error = error.or(self.error.take());
+    }
 }
 
-async fn one_by_one(
+/// Writes the effects in groups, some at once. What cannot be written does not hold up the
+/// rest, unless etcd is away.
+async fn perform(
     etcd: &Etcd,
     term: i64,
-    group: &[Effect],
+    effects: &[Effect],
     metrics: &Metrics,
     outcome: &mut Outcome,
 ) {
-    for effect in group {
-        match etcd.txn("assignment", transaction(term, std::slice::from_ref(effect))).await {
-            Ok(Some(revision)) => {
-                outcome.revision = outcome.revision.max(revision);
-                metrics.placements.inc();
-            }
-            Ok(None) => {
-                debug!("an assignment has changed meanwhile");
-                outcome.conflicts += 1;
-            }
-            Err(e) => {
-                let away = e.retryable();
-                outcome.error = Some(e);
-                if away {
-                    return;
-                }
-            }
+    let groups = groups(effects);
+    let mut left = groups.iter();
+    let mut writing = FuturesUnordered::new();
+    let mut away = false;
+    loop {
+        while !away
+            && writing.len() < AT_ONCE
+            && let Some(group) = left.next()
+        {
+            writing.push(write(etcd, term, group, metrics));
         }
+        let Some(written) = writing.next().await else { break };
+        away |= written.error.as_ref().is_some_and(CoordError::retryable);
+        outcome.add(written);
+    }
+    for group in left {
+        outcome.failed(group, None);
     }
 }
 
-/// Cuts the effects into transactions that etcd takes.
-fn groups(effects: &[Effect]) -> Vec<&[Effect]> {
-    let size = |effect: &Effect| match effect {
-        Effect::Put { assignment, .. } => encode(assignment).len() + 256,
-        Effect::Delete { .. } => 256,
-    };
-    let (mut groups, mut start, mut bytes) = (Vec::new(), 0, 0);
-    for (i, effect) in effects.iter().enumerate() {
-        let more = size(effect);
-        if i > start && (i - start >= GROUP || bytes + more > MAX_TXN_BYTES) {
-            groups.push(&effects[start..i]);
-            (start, bytes) = (i, 0);
+/// Writes one group.
+fn write<'a>(
+    etcd: &'a Etcd,
+    term: i64,
+    group: &'a [Effect],
+    metrics: &'a Metrics,
+) -> BoxFuture<'a, Outcome> {
+    Box::pin(async move {
+        let mut outcome = Outcome::default();
+        match etcd.txn("assignments", transaction(term, group)).await {
+            Ok(Some(revision)) => {
+                outcome.revision = revision;
+                metrics.placements.inc_by(group.len() as u64);
+            }
+            Ok(None) if group.len() == 1 => {
+                debug!("an assignment has changed meanwhile");
+                metrics.placements_refused.inc();
+                outcome.failed(group, None);
+            }
+            Err(e) if e.retryable() || group.len() == 1 => outcome.failed(group, Some(e)),
+            // One stale or oversized key must not take the others with it.
+            Ok(None) | Err(_) => {
+                for (i, effect) in group.iter().enumerate() {
+                    let one = write(etcd, term, std::slice::from_ref(effect), metrics).await;
+                    let away = one.error.as_ref().is_some_and(CoordError::retryable);
+                    outcome.add(one);
+                    if away {
+                        outcome.failed(&group[i..], None);
+                        break;
+                    }
+                }
+            }
         }
+        outcome
+    })
+}
+
+/// Cuts the effects into transactions that etcd takes: of the comparisons and of the
+/// operations each at most [`MAX_TXN_OPS`].
+fn groups(effects: &[Effect]) -> Vec<&[Effect]> {
+    let (mut groups, mut start, mut bytes) = (Vec::new(), 0, 0);
+    let mut compares = Comparing::default();
+    let mut size = Size::default();
+    for (i, effect) in effects.iter().enumerate() {
+        let more = size.of(effect);
+        let fits = compares.with(effect) <= MAX_TXN_OPS && bytes + more <= MAX_TXN_BYTES;
+        if i > start && !fits {
+            groups.push(&effects[start..i]);
+            (start, bytes, compares) = (i, 0, Comparing::default());
+        }
+        compares.add(effect);
         bytes += more;
     }
     if start < effects.len() {
@@ -168,49 +300,94 @@ fn groups(effects: &[Effect]) -> Vec<&[Effect]> {
     groups
 }
 
-fn transaction(term: i64, effects: &[Effect]) -> Txn {
-    let mut compares = vec![Compare::create_revision(keys::LEADER, CompareOp::Equal, term)];
-    let mut definitions = BTreeMap::new();
-    let mut operations = Vec::new();
-    for effect in effects {
-        match effect {
-            Effect::Put { node, job, assignment, expect } => {
-                let key = keys::assignment(node, job);
-                compares.push(Compare::mod_revision(key.clone(), CompareOp::Equal, *expect));
-                if let Some(revision) = assignment.spec_revision {
-                    definitions.insert(keys::job(job), revision);
-                }
-                operations.push(TxnOp::put(key, encode(assignment), None));
-            }
-            Effect::Delete { node, job, expect } => {
-                let key = keys::assignment(node, job);
-                compares.push(Compare::mod_revision(key.clone(), CompareOp::Equal, *expect));
-                operations.push(TxnOp::delete(key, None));
+/// The size of values; neighbours mostly share one.
+#[derive(Default)]
+struct Size<'a>(Option<(&'a Arc<Assignment>, usize)>);
+
+impl<'a> Size<'a> {
+    fn of(&mut self, effect: &'a Effect) -> usize {
+        let Effect::Put { assignment, .. } = effect else { return 256 };
+        match self.0 {
+            Some((last, size)) if Arc::ptr_eq(last, assignment) => size,
+            _ => {
+                let size = encode(&**assignment).len() + 256;
+                self.0 = Some((assignment, size));
+                size
             }
         }
     }
-    compares.extend(
-        definitions
-            .into_iter()
-            .map(|(key, revision)| Compare::mod_revision(key, CompareOp::Equal, revision)),
-    );
+}
+
+/// What a transaction compares: the leader, each key, and each definition once.
+#[derive(Default)]
+struct Comparing<'a> {
+    keys: usize,
+    definitions: BTreeMap<(&'a Name, &'a TreePath), i64>,
+}
+
+impl<'a> Comparing<'a> {
+    fn definitions(effect: &'a Effect) -> impl Iterator<Item = ((&'a Name, &'a TreePath), i64)> {
+        let (job, made_from) = match effect {
+            Effect::Put { job, made_from, .. } => (job, &made_from[..]),
+            Effect::Delete { job, .. } => (job, &[][..]),
+        };
+        made_from.iter().map(move |(path, revision)| ((job, path), *revision))
+    }
+
+    /// How many there are with one more effect.
+    fn with(&self, effect: &'a Effect) -> usize {
+        let new = Self::definitions(effect).filter(|(d, _)| !self.definitions.contains_key(d));
+        2 + self.keys + self.definitions.len() + new.count()
+    }
+
+    fn add(&mut self, effect: &'a Effect) {
+        self.keys += 1;
+        self.definitions.extend(Self::definitions(effect));
+    }
+}
+
+fn transaction(term: i64, effects: &[Effect]) -> Txn {
+    let mut compares = vec![Compare::create_revision(keys::LEADER, CompareOp::Equal, term)];
+    let mut comparing = Comparing::default();
+    let mut operations = Vec::with_capacity(effects.len());
+    let mut last: Option<(&Arc<Assignment>, Vec<u8>)> = None;
+    for effect in effects {
+        comparing.add(effect);
+        let (Effect::Put { node, job, expect, .. } | Effect::Delete { node, job, expect }) = effect;
+        let key = keys::assignment(node, job);
+        compares.push(Compare::mod_revision(key.clone(), CompareOp::Equal, *expect));
+        operations.push(match effect {
+            Effect::Put { assignment, .. } => {
+                let same = last.take().filter(|(a, _)| Arc::ptr_eq(a, assignment));
+                let (_, value) =
+                    last.insert(same.unwrap_or_else(|| (assignment, encode(&**assignment))));
+                TxnOp::put(key, value.clone(), None)
+            }
+            Effect::Delete { .. } => TxnOp::delete(key, None),
+        });
+    }
+    compares.extend(comparing.definitions.into_iter().map(|((job, path), revision)| {
+        Compare::mod_revision(keys::job_at(job, path), CompareOp::Equal, revision)
+    }));
     Txn::new().when(compares).and_then(operations)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use meepo_core::{id::Name, job::JobSpec};
+    use meepo_core::job::JobSpec;
 
-    fn puts(n: usize, cmd: &str) -> Vec<Effect> {
-        let job = Name::new("a").unwrap();
+    fn puts(n: usize, jobs: usize, cmd: &str) -> Vec<Effect> {
         let spec = serde_json::json!({"name": "a", "cmd": cmd});
         let assignment = JobSpec::from_user(spec).unwrap().assignment(Some(1), Vec::new());
+        let assignment = Arc::new(assignment);
+        let made_from: Arc<[_]> = vec![(TreePath::ROOT, 1)].into();
         (0..n)
             .map(|i| Effect::Put {
                 node: Name::new(&format!("n{i}")).unwrap(),
-                job: job.clone(),
-                assignment: Box::new(assignment.clone()),
+                job: Name::new(&format!("j{}", i % jobs)).unwrap(),
+                assignment: assignment.clone(),
+                made_from: made_from.clone(),
                 expect: 0,
             })
             .collect()
@@ -218,12 +395,15 @@ mod tests {
 
     #[test]
     fn groups_keep_to_both_limits_and_lose_nothing() {
+        let most = MAX_TXN_OPS - 2;
         for (effects, want) in [
-            (puts(0, "x"), 0),
-            (puts(1, "x"), 1),
-            (puts(GROUP * 2 + 1, "x"), 3),
-            (puts(10, &"x".repeat(400_000)), 5),
-            (puts(2, &"x".repeat(MAX_TXN_BYTES)), 2),
+            (puts(0, 1, "x"), 0),
+            (puts(1, 1, "x"), 1),
+            (puts(most * 2 + 1, 1, "x"), 3),
+            // Each with a definition of its own.
+            (puts(63 * 2 + 1, 1000, "x"), 3),
+            (puts(10, 1, &"x".repeat(400_000)), 5),
+            (puts(2, 1, &"x".repeat(MAX_TXN_BYTES)), 2),
         ] {
             let groups = groups(&effects);
             assert_eq!(groups.len(), want);

@@ -8,13 +8,14 @@ use meepo_coord::{
     watch::{Batch, Change, Options, watch},
 };
 use meepo_core::{
-    id::{Name, NodeId},
+    id::NodeId,
     job::{Assignment, JobSpec},
     node::{Health, NodeInfo, NodeRecord},
-    placement::{At, Held, Snapshot},
+    placement::{At, Dirty, Fleet, Held},
+    tree::{Definition, TreePath},
 };
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
 };
 use tokio::sync::{mpsc, watch as cell};
@@ -35,10 +36,6 @@ pub struct Version {
     pub complete: bool,
     /// etcd's revision of the last change seen.
     pub revision: i64,
-    /// Grows when something changes that placement looks at. Facts that nodes refresh
-    /// now and then do not count; targets on facts are looked at with the next change
-    /// or full comparison.
-    pub placement: u64,
 }
 
 /// What is known.
@@ -50,12 +47,10 @@ pub struct Data {
     pub health: BTreeMap<NodeId, Health>,
     /// Nodes that are asked to take nothing new.
     pub drains: BTreeMap<NodeId, DrainRecord>,
-    /// Definitions.
-    pub jobs: BTreeMap<Name, At<JobSpec>>,
-    /// Names of definitions that cannot be read.
-    pub opaque: BTreeSet<Name>,
-    /// Assignments, as far as placement cares.
-    pub assignments: BTreeMap<(NodeId, Name), At<Held>>,
+    /// Nodes, definitions and assignments as placement sees them, and what changed.
+    pub fleet: Fleet,
+    /// The assignment read last: on many nodes a job's are the same, byte for byte.
+    last: Option<(Vec<u8>, Held)>,
 }
 
 impl Data {
@@ -70,93 +65,86 @@ impl Data {
 
     /// A node as targets see it; facts and labels are the newest known.
     pub fn node(&self, id: &NodeId) -> Option<NodeInfo> {
+        self.fleet.nodes().get(id).cloned()
+    }
+
+    /// Every node ever seen.
+    pub fn all_nodes(&self) -> BTreeMap<NodeId, NodeInfo> {
+        self.fleet.nodes().clone()
+    }
+
+    /// Puts together what targets and placement see of a node.
+    fn refresh(&mut self, id: &NodeId) {
         let (online, labels, facts) = match (self.health.get(id), self.nodes.get(id)) {
             (Some(h), _) => (true, &h.labels, &h.facts),
             (None, Some(n)) => (false, &n.labels, &n.facts),
-            (None, None) => return None,
+            (None, None) => return self.fleet.remove_node(id),
         };
-        Some(NodeInfo {
+        self.fleet.set_node(NodeInfo {
             id: id.clone(),
             online,
             drained: self.drains.contains_key(id),
             labels: labels.clone(),
             facts: facts.clone(),
-        })
+        });
     }
 
-    /// Every node ever seen.
-    pub fn all_nodes(&self) -> BTreeMap<NodeId, NodeInfo> {
-        self.nodes
-            .keys()
-            .chain(self.health.keys())
-            .filter_map(|id| Some((id.clone(), self.node(id)?)))
-            .collect()
-    }
-
-    /// What placement is planned from.
-    pub fn snapshot(&self) -> Snapshot {
-        Snapshot {
-            jobs: self.jobs.clone(),
-            opaque: self.opaque.clone(),
-            nodes: self.all_nodes(),
-            assignments: self.assignments.clone(),
-        }
-    }
-
-    /// Takes a value in; answers whether placement looks at what changed.
-    fn put(&mut self, entry: &Entry) -> bool {
+    /// Takes a value in.
+    fn put(&mut self, entry: &Entry) {
         let key = entry.key.as_str();
         if let Some(id) = keys::last(key, keys::HEALTH) {
-            let Some(health) = read::<Health>(entry) else { return false };
-            let labels = health.labels.clone();
-            let old = self.health.insert(id, health);
-            old.is_none_or(|old| old.labels != labels)
+            let Some(health) = read::<Health>(entry) else { return };
+            self.health.insert(id.clone(), health);
+            self.refresh(&id);
         } else if let Some(id) = keys::last(key, keys::NODES) {
-            let Some(node) = read::<NodeRecord>(entry) else { return false };
-            let labels = node.labels.clone();
-            let old = self.nodes.insert(id, node);
-            old.is_none_or(|old| old.labels != labels)
+            let Some(node) = read::<NodeRecord>(entry) else { return };
+            self.nodes.insert(id.clone(), node);
+            self.refresh(&id);
         } else if let Some(id) = keys::last(key, keys::DRAINS) {
-            let Some(drain) = read(entry) else { return false };
-            self.drains.insert(id, drain);
-            true
+            let Some(drain) = read(entry) else { return };
+            self.drains.insert(id.clone(), drain);
+            self.refresh(&id);
         } else if let Some(name) = keys::last(key, keys::JOBS) {
-            match read(entry) {
-                Some(value) => {
-                    self.opaque.remove(&name);
-                    self.jobs.insert(name, At { value, revision: entry.mod_revision });
-                }
-                // Perhaps of a newer version: what it has on nodes is kept.
-                None => {
-                    self.jobs.remove(&name);
-                    self.opaque.insert(name);
-                }
-            }
-            true
-        } else if let Some(pair) = keys::node_and_job(key, keys::ASSIGNMENTS) {
-            let value = match decode::<Assignment>(&entry.value) {
-                Ok(a) if a.spec_revision.is_some() => Held::Ours(Box::new(a)),
-                _ => Held::Foreign,
+            // One that this version cannot read is perhaps of a newer one: what it has on
+            // nodes is kept.
+            let readable = read::<JobSpec>(entry).and_then(|_| read(entry));
+            let revision = entry.mod_revision;
+            let definition = readable.map(|fields| Definition { fields, revision });
+            self.fleet.set_definition(name, TreePath::ROOT, definition);
+        } else if let Some((name, path)) = keys::job_and_path(key) {
+            let revision = entry.mod_revision;
+            let definition = read(entry).map(|fields| Definition { fields, revision });
+            self.fleet.set_definition(name, path, definition);
+        } else if let Some((node, job)) = keys::node_and_job(key, keys::ASSIGNMENTS) {
+            let value = match &self.last {
+                Some((bytes, held)) if *bytes == entry.value => held.clone(),
+                _ => match decode::<Assignment>(&entry.value) {
+                    Ok(a) if a.spec_revision.is_some() => Held::Ours(Arc::new(a)),
+                    _ => Held::Foreign,
+                },
             };
-            self.assignments.insert(pair, At { value, revision: entry.mod_revision });
-            true
-        } else {
-            false
+            self.last = Some((entry.value.clone(), value.clone()));
+            let revision = entry.mod_revision;
+            self.fleet.set_assignment(node, job, At { value, revision });
         }
     }
 
     fn delete(&mut self, key: &str) {
         if let Some(id) = keys::last(key, keys::HEALTH) {
             self.health.remove(&id);
+            self.refresh(&id);
         } else if let Some(id) = keys::last(key, keys::NODES) {
             self.nodes.remove(&id);
+            self.refresh(&id);
         } else if let Some(id) = keys::last(key, keys::DRAINS) {
             self.drains.remove(&id);
+            self.refresh(&id);
         } else if let Some(name) = keys::last(key, keys::JOBS) {
-            self.jobs.remove(&name);
-            self.opaque.remove(&name);
-        } else if let Some(pair) = keys::node_and_job(key, keys::ASSIGNMENTS) {
-            self.assignments.remove(&pair);
+            self.fleet.remove_definition(&name, &TreePath::ROOT);
+        } else if let Some((name, path)) = keys::job_and_path(key) {
+            self.fleet.remove_definition(&name, &path);
+        } else if let Some((node, job)) = keys::node_and_job(key, keys::ASSIGNMENTS) {
+            self.fleet.remove_assignment(&node, &job);
         }
     }
 }
@@ -176,7 +164,15 @@ impl View {
     /// Follows etcd until `stop` is cancelled.
     pub async fn keep(self, etcd: Etcd, stop: CancellationToken) -> anyhow::Result<()> {
         let (tx, mut rx) = mpsc::channel(64);
-        let prefixes = [keys::NODES, keys::HEALTH, keys::DRAINS, keys::JOBS, keys::ASSIGNMENTS];
+        // Definitions before assignments: these are compared with them as they are read.
+        let prefixes = [
+            keys::NODES,
+            keys::HEALTH,
+            keys::DRAINS,
+            keys::JOBS,
+            keys::TREE_JOBS,
+            keys::ASSIGNMENTS,
+        ];
         let prefixes = prefixes.map(str::to_owned).to_vec();
         let watching = watch(etcd, prefixes, Options::default(), tx, stop);
         let applying = async {
@@ -194,22 +190,26 @@ impl View {
         match batch {
             Batch::Reset { entries, revision } => {
                 // Read before anybody is kept waiting.
-                let data = Data::from_entries(&entries);
+                let mut data = Data::from_entries(&entries);
+                // All is compared anew.
+                data.fleet.take_dirty();
+                data.fleet.mark(Dirty::all());
                 *write() = data;
-                let placement = version.placement + 1;
-                version = Version { complete: true, revision, placement };
+                version = Version { complete: true, revision };
             }
             Batch::Changes(changes) => {
                 let mut data = write();
                 for change in changes {
-                    let (matters, revision) = match &change {
-                        Change::Put(entry) => (data.put(entry), entry.mod_revision),
+                    let revision = match &change {
+                        Change::Put(entry) => {
+                            data.put(entry);
+                            entry.mod_revision
+                        }
                         Change::Delete { key, revision, .. } => {
                             data.delete(key);
-                            (true, *revision)
+                            *revision
                         }
                     };
-                    version.placement += u64::from(matters);
                     version.revision = version.revision.max(revision);
                 }
             }
@@ -220,6 +220,11 @@ impl View {
     /// What is known now. Hold it briefly.
     pub fn read(&self) -> RwLockReadGuard<'_, Data> {
         self.data.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What placement has to look at since it last asked. One asks: the leader's planner.
+    pub fn take_dirty(&self) -> Dirty {
+        self.data.write().unwrap_or_else(PoisonError::into_inner).fleet.take_dirty()
     }
 
     /// Tells when something changes.

@@ -21,6 +21,7 @@ mod http_jobs;
 mod many;
 mod masters;
 mod mongo;
+mod placement;
 mod policies;
 mod processes;
 mod scripts;

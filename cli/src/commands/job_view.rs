@@ -140,6 +140,7 @@ fn definition(page: &mut String, spec: &JobSpec) {
         Some(match spec.placement {
             Placement::Each => spec.target.clone(),
             Placement::Once => format!("{} (once in the cluster)", spec.target),
+            Placement::Any(n) => format!("{} (on {n} of them)", spec.target),
         }),
     );
     put("executor", Some(spec.executor.to_string()));

@@ -11,6 +11,7 @@
 //! | `/cron/lock/mutex/<name>/<lease>` | [`crate::records::LockRecord`] | the holder's lease |
 //! | `/agent/health/<ip>` | [`meepo_core::node::Health`] | the worker's lease |
 //! | `/meepo/jobs/<name>` | [`meepo_core::job::JobSpec`] | until deleted |
+//! | `/meepo/treejobs/<name>/<path…>` | the fields of [`meepo_core::job::JobSpec`] that are given there | until deleted |
 //! | `/meepo/nodes/<ip>` | [`meepo_core::node::NodeRecord`] | until forgotten |
 //! | `/meepo/drain/<ip>` | [`crate::records::DrainRecord`] | until the node may take work again |
 //! | `/meepo/tasks/<task_id>` | [`meepo_core::task::Task`] | until it is over and in the log store |
@@ -22,6 +23,7 @@
 use meepo_core::{
     id::{Name, NodeId, RunId},
     task::{PartId, TaskId},
+    tree::TreePath,
 };
 
 /// All assignments.
@@ -36,6 +38,8 @@ pub const CLAIMS: &str = "/cron/lock/slot/";
 pub const HEALTH: &str = "/agent/health/";
 /// Job definitions.
 pub const JOBS: &str = "/meepo/jobs/";
+/// Definitions of jobs at places in the product tree.
+pub const TREE_JOBS: &str = "/meepo/treejobs/";
 /// Nodes ever seen.
 pub const NODES: &str = "/meepo/nodes/";
 /// Nodes that take nothing new.
@@ -104,6 +108,16 @@ pub fn health(node: &NodeId) -> String {
 /// The definition of a job.
 pub fn job(name: &Name) -> String {
     format!("{JOBS}{name}")
+}
+
+/// The definition of a job at a place in the product tree; the root is [`job`].
+pub fn job_at(name: &Name, path: &TreePath) -> String {
+    if path.is_root() { job(name) } else { format!("{TREE_JOBS}{name}/{}", path.as_str()) }
+}
+
+/// All definitions of a job below the root of the tree.
+pub fn tree_jobs_of(name: &Name) -> String {
+    format!("{TREE_JOBS}{name}/")
 }
 
 /// The record of a node.
@@ -181,6 +195,12 @@ pub fn node_and_run(key: &str, prefix: &str) -> Option<(NodeId, RunId)> {
     Some((node, rest.parse().ok()?))
 }
 
+/// Job and place of a definition in the product tree.
+pub fn job_and_path(key: &str) -> Option<(Name, TreePath)> {
+    let (name, path) = node_and_rest(key, TREE_JOBS)?;
+    Some((name, TreePath::new(path).ok().filter(|p| !p.is_root())?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,6 +216,11 @@ mod tests {
         assert_eq!(node_and_job(&assignment(&n, &j), ASSIGNMENTS), both);
         assert_eq!(node_and_job(&cronid(&n, &j), CRONIDS), both);
         assert_eq!(node_and_run(&trigger(&n, r), TRIGGERS), Some((n.clone(), r)));
+        let cart = TreePath::new("shop/cart").unwrap();
+        assert_eq!(job_at(&j, &cart), "/meepo/treejobs/hello/shop/cart");
+        assert_eq!(job_at(&j, &TreePath::ROOT), job(&j));
+        assert_eq!(job_and_path(&job_at(&j, &cart)), Some((j.clone(), cart)));
+        assert_eq!(job_and_path("/meepo/treejobs/hello/"), None);
         assert_eq!(last(&job(&j), JOBS), Some(j));
         let id = PartId { task: TaskId(r.0), n: 3 };
         assert_eq!(part(id), format!("/meepo/parts/{r}/3"));

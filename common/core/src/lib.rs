@@ -20,7 +20,8 @@
 //! | [`run`] | executions, their states and their output |
 //! | [`node`] | what a node says of itself |
 //! | [`task`] | work done once: its states, and who gets what next |
-//! | [`placement`] | which node holds which job: `(snapshot) -> effects` |
+//! | [`placement`] | which node holds which job: `(fleet, what changed) -> effects` |
+//! | [`tree`] | the product tree: what a node inherits of a job's definitions |
 //! | [`api`] | what the HTTP API takes and answers |
 
 pub mod api;
@@ -43,3 +44,4 @@ pub mod retry;
 pub mod run;
 pub mod target;
 pub mod task;
+pub mod tree;

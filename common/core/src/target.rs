@@ -64,6 +64,11 @@ impl Target {
         self.expr.matches(node)
     }
 
+    /// Whether a node is meant or not depends on other nodes.
+    pub fn is_limited(&self) -> bool {
+        self.limit.is_some()
+    }
+
     /// The nodes meant, sorted by id.
     pub fn select<'a>(&self, nodes: impl IntoIterator<Item = &'a NodeInfo>) -> Vec<&'a NodeInfo> {
         let mut meant: Vec<_> = nodes.into_iter().filter(|n| self.matches(n)).collect();

@@ -227,8 +227,7 @@ impl Ops {
         }
         let nodes: Vec<NodeId> = {
             let data = self.view.read();
-            let held = data.assignments.keys().filter(|(_, job)| job == name);
-            held.map(|(node, _)| node.clone()).collect()
+            data.fleet.holders(name).map(|(node, _)| node.clone()).collect()
         };
         let on_node =
             |node| [keys::assignment(node, name), keys::health(node), keys::cronid(node, name)];
@@ -283,11 +282,18 @@ impl Ops {
             plans.1.retain(|(node, _)| chosen.contains(node));
         }
         let (placement, mut places) = plans;
-        if placement == Placement::Once {
-            // One node is enough: the first that is there and takes work, else the first.
+        let enough = match placement {
+            Placement::Each => usize::MAX,
+            Placement::Once => 1,
+            Placement::Any(n) => n as usize,
+        };
+        if places.len() > enough {
+            // Those that are there and take work first, of these whoever holds it.
             let takes = |n: &NodeId| nodes.get(n).is_some_and(|n| n.online && !n.drained);
-            let first = places.iter().position(|(n, _)| takes(n)).unwrap_or(0);
-            places = places.into_iter().skip(first).take(1).collect();
+            let view = self.view.read();
+            let holders: BTreeSet<&NodeId> = view.fleet.holders(name).map(|(n, _)| n).collect();
+            places.sort_by_key(|(n, _)| (!takes(n), !holders.contains(n)));
+            places.truncate(enough);
         }
         if places.is_empty() {
             let message = format!("no node holds job {name} and matches");

@@ -11,7 +11,7 @@ mod validate;
 mod when;
 
 pub use policy::{
-    Concurrency, Executor, JobStatus, MAX_CONCURRENCY, Misfire, OutputKeep, Placement,
+    Concurrency, Executor, JobStatus, MAX_ANY, MAX_CONCURRENCY, Misfire, OutputKeep, Placement,
 };
 pub use validate::check_command;
 pub use when::When;
@@ -27,6 +27,7 @@ use crate::{
     limits::{CgroupLimits, Rlimits, Umask},
     lock::LockSpec,
     retry::{self, Retry},
+    tree::TreePath,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -77,9 +78,13 @@ macro_rules! job_fields {
             /// Which nodes. Default `all`.
             #[serde(default = "target_all")]
             pub target: String,
-            /// On each of them or once in the cluster.
+            /// On each of them, on some, or once in the cluster.
             #[serde(default)]
+            #[cfg_attr(feature = "openapi", schema(value_type = String, example = "any(3)"))]
             pub placement: Placement,
+            /// Switched off: no node gets it.
+            #[serde(default, skip_serializing_if = "is_default")]
+            pub disabled: bool,
             /// Whether the schedule is followed.
             #[serde(default)]
             pub status: JobStatus,
@@ -125,6 +130,10 @@ macro_rules! job_fields {
             /// assignment, in the order in which they try to claim a slot.
             #[serde(default, skip_serializing_if = "Vec::is_empty")]
             pub once: Vec<NodeId>,
+            /// Where in the product tree the definition stands that decides here; absent at
+            /// the root.
+            #[serde(default, skip_serializing_if = "TreePath::is_root")]
+            pub tree: TreePath,
             /// The etcd revision of the [`JobSpec`] this was made from. Absent on
             /// assignments put by hand, which no master ever touches.
             #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -139,7 +148,7 @@ macro_rules! job_fields {
             /// Names of the fields a user may give, for messages.
             pub const FIELDS: &'static [&'static str] = &[
                 "name", "description", "cmd", "executor", "schedule", "target", "placement",
-                "status", $(stringify!($field)),*
+                "status", "disabled", $(stringify!($field)),*
             ];
 
             /// A definition that runs `cmd` on demand on all nodes, with the default of
@@ -153,6 +162,7 @@ macro_rules! job_fields {
                     schedule: None,
                     target: target_all(),
                     placement: Placement::default(),
+                    disabled: false,
                     status: JobStatus::default(),
                     $($field: Default::default(),)*
                     extra: BTreeMap::new(),
@@ -170,6 +180,7 @@ macro_rules! job_fields {
                     executor: self.executor,
                     $($field: self.$field.clone(),)*
                     once,
+                    tree: TreePath::ROOT,
                     spec_revision: revision,
                     extra: BTreeMap::new(),
                 }
@@ -187,6 +198,7 @@ macro_rules! job_fields {
                     executor: Executor::default(),
                     $($field: Default::default(),)*
                     once: Vec::new(),
+                    tree: TreePath::ROOT,
                     spec_revision: None,
                     extra: BTreeMap::new(),
                 }

@@ -69,16 +69,68 @@ pub enum JobStatus {
     Pause,
 }
 
-/// On how many of the matching nodes a slot runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(rename_all = "lowercase")]
+/// On how many of the matching nodes a slot runs. Written `each`, `once` or `any(3)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Placement {
     /// On every matching node.
     #[default]
     Each,
     /// On exactly one of them, whichever claims the slot.
     Once,
+    /// On so many of them; which ones stays the same while they take work.
+    Any(u32),
+}
+
+/// The largest number in `any(N)`.
+pub const MAX_ANY: u32 = 100_000;
+
+impl std::fmt::Display for Placement {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Each => f.pad("each"),
+            Self::Once => f.pad("once"),
+            Self::Any(n) => write!(f, "any({n})"),
+        }
+    }
+}
+
+impl std::str::FromStr for Placement {
+    type Err = Invalid;
+    fn from_str(s: &str) -> Result<Self, Invalid> {
+        let number = |n: &str| n.trim().parse().ok().filter(|n| (1..=MAX_ANY).contains(n));
+        let any = |s: &str| {
+            let n = s.strip_prefix("any")?;
+            match n.strip_prefix('(') {
+                Some(n) => number(n.strip_suffix(')')?),
+                // `any 3`, as people say it.
+                None => number(n.strip_prefix(' ')?),
+            }
+        };
+        match s {
+            "each" => Ok(Self::Each),
+            "once" => Ok(Self::Once),
+            _ => any(s).map(Self::Any).ok_or_else(|| {
+                Invalid::new(
+                    Code::BAD_VALUE,
+                    "placement",
+                    format!("{s:?} is no placement"),
+                    "each, once or any(N) with N from 1 to 100000",
+                )
+            }),
+        }
+    }
+}
+
+impl Serialize for Placement {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Placement {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        from_text(d)
+    }
 }
 
 /// What happens when a run is to start while others of the same job are active on the

@@ -47,6 +47,7 @@ fn a_spec_survives_the_round_trip() {
     // One object with everything would be too long for the macro.
     full["output_keep"] = json!("both");
     full["survive_restart"] = json!(false);
+    full["disabled"] = json!(true);
     let mut fields: Vec<_> = full.as_object().unwrap().keys().map(String::as_str).collect();
     let mut known = JobSpec::FIELDS.to_vec();
     fields.push("http");

@@ -1,0 +1,316 @@
+//! What placement knows of the fleet, kept up to date change by change.
+
+use super::{
+    At, Dirty, Effect, Held,
+    choose::{Waiting, choose},
+};
+use crate::{
+    error::Invalid,
+    id::{Name, NodeId},
+    job::{Assignment, JobSpec},
+    node::NodeInfo,
+    target::Target,
+    tree::{Definitions, LABEL, Resolved, TreePath},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+/// The nodes, definitions and assignments there are, and what has changed since the last
+/// plan.
+#[derive(Debug, Default)]
+pub struct Fleet {
+    pub(super) nodes: BTreeMap<NodeId, NodeInfo>,
+    pub(super) jobs: BTreeMap<Name, Job>,
+    pub(super) held: BTreeMap<Name, BTreeMap<NodeId, At<Held>>>,
+    pub(super) dirty: Dirty,
+}
+
+/// The definitions of a job and what they come to at each of their paths.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) definitions: Definitions,
+    /// Paths whose definitions this version cannot read: the job keeps what it has.
+    opaque: BTreeSet<TreePath>,
+    pub(super) variants: BTreeMap<TreePath, Variant>,
+}
+
+/// What a job is below one path, down to the next definition.
+#[derive(Debug)]
+pub(super) enum Variant {
+    /// Nobody gets it.
+    Off,
+    /// The definitions do not make a job: nodes keep what they have.
+    Broken(Invalid),
+    /// Nodes get it.
+    On(Box<On>),
+}
+
+/// A job that nodes get.
+#[derive(Debug)]
+pub(super) struct On {
+    pub(super) spec: JobSpec,
+    pub(super) target: Target,
+    /// What goes to each node, but for the order of claiming.
+    pub(super) assignment: Arc<Assignment>,
+    pub(super) made_from: Arc<[(TreePath, i64)]>,
+}
+
+impl Variant {
+    fn new(path: &TreePath, resolved: Result<Resolved, Invalid>) -> Self {
+        let resolved = match resolved {
+            Ok(resolved) if resolved.spec.disabled => return Self::Off,
+            Ok(resolved) => resolved,
+            Err(e) => return Self::Broken(e),
+        };
+        // What is refused on its way in may have been let in by an older version, or two
+        // changes that are fine by themselves may have met.
+        let target = match Target::parse(&resolved.spec.target) {
+            Ok(target) => target,
+            Err(e) => return Self::Broken(e),
+        };
+        if resolved.made_from.len() > 1
+            && let Err(e) = resolved.spec.validate()
+        {
+            return Self::Broken(e);
+        }
+        let mut assignment = resolved.spec.assignment(Some(resolved.revision()), Vec::new());
+        assignment.tree = path.clone();
+        Self::On(Box::new(On {
+            target,
+            assignment: assignment.into(),
+            made_from: resolved.made_from.into(),
+            spec: resolved.spec,
+        }))
+    }
+}
+
+impl Job {
+    fn new(definitions: Definitions, opaque: BTreeSet<TreePath>) -> Self {
+        let variant = |path: &TreePath| Variant::new(path, definitions.resolve(path));
+        let variants = definitions.0.keys().map(|p| (p.clone(), variant(p))).collect();
+        Self { definitions, opaque, variants }
+    }
+
+    /// The definition that decides for a node, and what it says.
+    pub(super) fn variant(&self, node: &NodeInfo) -> Option<(&TreePath, &Variant)> {
+        let place = node.labels.get(LABEL).map_or("", String::as_str);
+        self.variants.get_key_value(self.definitions.deepest(place)?)
+    }
+
+    pub(super) fn is_opaque(&self) -> bool {
+        !self.opaque.is_empty()
+    }
+}
+
+impl Fleet {
+    /// A node is there, or has changed.
+    pub fn set_node(&mut self, node: NodeInfo) {
+        let same = |old: &NodeInfo| {
+            (old.online, old.drained, &old.labels) == (node.online, node.drained, &node.labels)
+        };
+        // Facts alone are looked at with the next change or full comparison.
+        if !self.nodes.get(&node.id).is_some_and(same) {
+            self.dirty.nodes.insert(node.id.clone());
+        }
+        self.nodes.insert(node.id.clone(), node);
+    }
+
+    /// A node is no longer known.
+    pub fn remove_node(&mut self, id: &NodeId) {
+        if self.nodes.remove(id).is_some() {
+            self.dirty.nodes.insert(id.clone());
+        }
+    }
+
+    /// The definition of a job at a path is there or has changed; `None`: it cannot be read,
+    /// perhaps as it is of a newer version, and the job keeps what it has.
+    pub fn set_definition(
+        &mut self,
+        job: Name,
+        path: TreePath,
+        definition: Option<crate::tree::Definition>,
+    ) {
+        let (mut definitions, mut opaque) = self.take_job(&job);
+        match definition {
+            Some(definition) => {
+                opaque.remove(&path);
+                definitions.0.insert(path, definition);
+            }
+            None => {
+                definitions.0.remove(&path);
+                opaque.insert(path);
+            }
+        }
+        self.jobs.insert(job.clone(), Job::new(definitions, opaque));
+        self.dirty.jobs.insert(job);
+    }
+
+    /// The definition of a job at a path is gone.
+    pub fn remove_definition(&mut self, job: &Name, path: &TreePath) {
+        let (mut definitions, mut opaque) = self.take_job(job);
+        definitions.0.remove(path);
+        opaque.remove(path);
+        if !(definitions.0.is_empty() && opaque.is_empty()) {
+            self.jobs.insert(job.clone(), Job::new(definitions, opaque));
+        }
+        self.dirty.jobs.insert(job.clone());
+    }
+
+    fn take_job(&mut self, job: &Name) -> (Definitions, BTreeSet<TreePath>) {
+        self.jobs.remove(job).map(|j| (j.definitions, j.opaque)).unwrap_or_default()
+    }
+
+    /// An assignment is there or has changed. Equal ones of a job are kept once.
+    pub fn set_assignment(&mut self, node: NodeId, job: Name, mut at: At<Held>) {
+        let nodes = self.held.entry(job.clone()).or_default();
+        if let Held::Ours(new) = &mut at.value {
+            let wanted = self.jobs.get(&job).into_iter().flat_map(|j| j.variants.values());
+            let wanted = wanted.filter_map(|v| match v {
+                Variant::On(on) => Some(&on.assignment),
+                _ => None,
+            });
+            let there = nodes.values().next().and_then(|at| match &at.value {
+                Held::Ours(there) => Some(there),
+                Held::Foreign => None,
+            });
+            if let Some(equal) = wanted.chain(there).find(|a| *a == new) {
+                *new = equal.clone();
+            }
+        }
+        nodes.insert(node.clone(), at);
+        self.dirty.pairs.insert((job, node));
+    }
+
+    /// An assignment is gone.
+    pub fn remove_assignment(&mut self, node: &NodeId, job: &Name) {
+        if let Some(nodes) = self.held.get_mut(job)
+            && nodes.remove(node).is_some()
+        {
+            if nodes.is_empty() {
+                self.held.remove(job);
+            }
+            self.dirty.pairs.insert((job.clone(), node.clone()));
+        }
+    }
+
+    /// Every node ever seen.
+    pub fn nodes(&self) -> &BTreeMap<NodeId, NodeInfo> {
+        &self.nodes
+    }
+
+    /// Every job that has a definition.
+    pub fn jobs(&self) -> impl Iterator<Item = &Name> {
+        self.jobs.keys()
+    }
+
+    /// The definitions of a job.
+    pub fn definitions(&self, job: &Name) -> Option<&Definitions> {
+        self.jobs.get(job).map(|j| &j.definitions)
+    }
+
+    /// Paths at which the definitions of a job do not make one, and why.
+    pub fn problems(&self, job: &Name) -> impl Iterator<Item = (&TreePath, &Invalid)> {
+        let variants = self.jobs.get(job).into_iter().flat_map(|j| &j.variants);
+        variants.filter_map(|(path, variant)| match variant {
+            Variant::Broken(e) => Some((path, e)),
+            _ => None,
+        })
+    }
+
+    /// The nodes that hold a job.
+    pub fn holders(&self, job: &Name) -> impl Iterator<Item = (&NodeId, &At<Held>)> {
+        self.held.get(job).into_iter().flatten()
+    }
+
+    /// Every job that has a definition or is held by a node.
+    pub fn names(&self) -> BTreeSet<Name> {
+        self.jobs.keys().chain(self.held.keys()).cloned().collect()
+    }
+
+    /// Has this planned anew, too.
+    pub fn mark(&mut self, dirty: Dirty) {
+        self.dirty.add(dirty);
+    }
+
+    /// What is to be planned anew since this was last asked.
+    pub fn take_dirty(&mut self) -> Dirty {
+        std::mem::take(&mut self.dirty)
+    }
+
+    /// What a job asks for: the assignments of nodes, with the definitions they were made
+    /// from, and the nodes that keep what they have. `None`: all of them keep it.
+    pub(super) fn desired(&self, name: &Name, waiting: &Waiting) -> Option<Desired> {
+        let mut desired = Desired::default();
+        let Some(job) = self.jobs.get(name) else { return Some(desired) };
+        if job.is_opaque() {
+            return None;
+        }
+        let held = self.held.get(name);
+        // Nodes by the definition that decides for them.
+        let mut groups: BTreeMap<&TreePath, (&On, Vec<&NodeInfo>)> = BTreeMap::new();
+        for node in self.nodes.values() {
+            match job.variant(node) {
+                None | Some((_, Variant::Off)) => {}
+                Some((_, Variant::Broken(_))) => {
+                    desired.keep.insert(node.id.clone());
+                }
+                Some((path, Variant::On(on))) => {
+                    groups.entry(path).or_insert_with(|| (on, Vec::new())).1.push(node);
+                }
+            }
+        }
+        for (on, nodes) in groups.into_values() {
+            choose(name, on, &nodes, held, waiting, &mut desired);
+        }
+        Some(desired)
+    }
+
+    /// The writes that one job needs.
+    pub fn plan_job(&self, name: &Name, waiting: &Waiting) -> Vec<Effect> {
+        let Some(desired) = self.desired(name, waiting) else { return Vec::new() };
+        let mut effects = Vec::new();
+        let nothing = BTreeMap::new();
+        let held = self.held.get(name).unwrap_or(&nothing);
+        for (node, at) in held {
+            if !desired.put.contains_key(node) && !desired.keep.contains(node) {
+                effects.extend(agree(name, node, Some(at), None));
+            }
+        }
+        for (node, want) in &desired.put {
+            effects.extend(agree(name, node, held.get(node), Some(want)));
+        }
+        effects
+    }
+}
+
+/// What one job asks for.
+#[derive(Debug, Default)]
+pub(super) struct Desired {
+    pub(super) put: BTreeMap<NodeId, Want>,
+    pub(super) keep: BTreeSet<NodeId>,
+}
+
+/// What a node is to hold, and what that was made from.
+pub(super) type Want = (Arc<Assignment>, Arc<[(TreePath, i64)]>);
+
+/// The write that makes what a node holds what it should, if they differ.
+pub(super) fn agree(
+    job: &Name,
+    node: &NodeId,
+    held: Option<&At<Held>>,
+    want: Option<&Want>,
+) -> Option<Effect> {
+    let expect = held.map_or(0, |at| at.revision);
+    let (node, job) = (node.clone(), job.clone());
+    match (held.map(|at| &at.value), want) {
+        (Some(Held::Foreign), _) | (None, None) => None,
+        (Some(Held::Ours(_)), None) => Some(Effect::Delete { node, job, expect }),
+        (Some(Held::Ours(there)), Some((a, _))) if Arc::ptr_eq(there, a) || there == a => None,
+        (_, Some((assignment, made_from))) => {
+            let (assignment, made_from) = (assignment.clone(), made_from.clone());
+            Some(Effect::Put { node, job, assignment, made_from, expect })
+        }
+    }
+}
