@@ -25,9 +25,9 @@ const RAW_GROUP: usize = 128;
 const RAW_AT_ONCE: usize = 8;
 /// Between two looks at how far a placement is.
 const LOOK: Duration = Duration::from_millis(5);
-/// Where assignments and the keys of the comparison are.
+/// Where assignments are, and keys that nobody watches.
 const ASSIGNMENTS: &str = "/cron/jobs/";
-const RAW: &str = "/bench/jobs/";
+const UNWATCHED: &str = "/bench/jobs/";
 
 /// What was found.
 pub(crate) struct FleetFigures {
@@ -41,8 +41,10 @@ pub(crate) struct FleetFigures {
     cpu: Vec<(&'static str, f64)>,
     /// Seconds until the last answer to a command.
     command: Vec<f64>,
-    /// Keys per second: without meepo; until all are in etcd; until all workers know.
+    /// Keys per second without meepo: where nobody watches; as assignments put by hand.
     raw: Vec<f64>,
+    watched: Vec<f64>,
+    /// Assignments per second: until all are in etcd; until all workers know.
     placed: Vec<f64>,
     known: Vec<f64>,
     /// Seconds of one `GET /v1/nodes` and `GET /v1/jobs`.
@@ -87,6 +89,7 @@ pub(crate) async fn measure(workers: u32, idle: Duration) -> Result<FleetFigures
         cpu,
         command: Vec::new(),
         raw: Vec::new(),
+        watched: Vec::new(),
         placed: Vec::new(),
         known: Vec::new(),
         nodes: all.get("/v1/nodes").await?,
@@ -95,7 +98,10 @@ pub(crate) async fn measure(workers: u32, idle: Duration) -> Result<FleetFigures
     for round in 0..ROUNDS {
         eprintln!("fleet: round {} of {ROUNDS}", round + 1);
         figures.command.push(all.command().await?);
-        figures.raw.push(all.raw().await?);
+        figures.raw.push(all.raw(UNWATCHED).await?);
+        let known = fleet.counts().get(Count::Assigned);
+        figures.watched.push(all.raw(ASSIGNMENTS).await?);
+        reach(&fleet, Count::Assigned, known + n).await?;
         let (placed, known) = all.place(round).await?;
         figures.placed.push(placed);
         figures.known.push(known);
@@ -146,8 +152,9 @@ impl All<'_> {
         Ok(took)
     }
 
-    /// As many keys in etcd as the job has assignments, of the same size, without meepo.
-    async fn raw(&self) -> Result<f64> {
+    /// As many keys below `prefix` as the job has assignments, of the same size, without
+    /// meepo: keys per second.
+    async fn raw(&self, prefix: &str) -> Result<f64> {
         let value = assignment(0).to_string();
         let begin = Instant::now();
         stream::iter(self.fleet.nodes().chunks(RAW_GROUP))
@@ -155,7 +162,7 @@ impl All<'_> {
                 let mut kv = self.etcd.kv_client();
                 let puts: Vec<TxnOp> = nodes
                     .iter()
-                    .map(|node| TxnOp::put(format!("{RAW}{node}/fleet-0"), value.clone(), None))
+                    .map(|node| TxnOp::put(format!("{prefix}{node}/by-hand"), value.clone(), None))
                     .collect();
                 async move { kv.txn(Txn::new().and_then(puts)).await.map(drop) }
             })
@@ -163,10 +170,8 @@ impl All<'_> {
             .try_collect::<()>()
             .await?;
         let rate = self.n as f64 / begin.elapsed().as_secs_f64();
-        self.etcd
-            .kv_client()
-            .delete(RAW, Some(etcd_client::DeleteOptions::new().with_prefix()))
-            .await?;
+        let all = etcd_client::DeleteOptions::new().with_prefix();
+        self.etcd.kv_client().delete(prefix, Some(all)).await?;
         Ok(rate)
     }
 
@@ -228,9 +233,9 @@ impl FleetFigures {
         quantile(of.to_vec(), 0.5)
     }
 
-    /// The share of etcd's own rate, round by round.
-    fn share(&self) -> f64 {
-        let rounds: Vec<f64> = self.placed.iter().zip(&self.raw).map(|(p, r)| p / r).collect();
+    /// The share of a rate without meepo, round by round.
+    fn share(&self, of: &[f64]) -> f64 {
+        let rounds: Vec<f64> = self.placed.iter().zip(of).map(|(p, r)| p / r).collect();
         Self::median(&rounds)
     }
 
@@ -253,13 +258,16 @@ impl FleetFigures {
         out.push_str(&format!(
             "  a command to all of them: last answer after {:.2} s\n  \
              a job on all of them: {:.0} assignments/s in etcd, {:.0}/s known to the workers\n  \
-             without meepo, {RAW_GROUP} keys in a transaction, {RAW_AT_ONCE} at once: {:.0}/s; \
-             share {:.2}\n  GET /v1/nodes: {:.2} s, GET /v1/jobs: {:.2} s\n",
+             without meepo, {RAW_GROUP} keys in a transaction, {RAW_AT_ONCE} at once: {:.0}/s \
+             where nobody watches (share {:.2}), {:.0}/s as assignments put by hand (share \
+             {:.2})\n  GET /v1/nodes: {:.2} s, GET /v1/jobs: {:.2} s\n",
             Self::median(&self.command),
             Self::median(&self.placed),
             Self::median(&self.known),
             Self::median(&self.raw),
-            self.share(),
+            self.share(&self.raw),
+            Self::median(&self.watched),
+            self.share(&self.watched),
             self.nodes,
             self.jobs,
         ));
@@ -279,7 +287,9 @@ impl FleetFigures {
             "placed_per_s": self.placed,
             "known_per_s": self.known,
             "raw_per_s": self.raw,
-            "placed_to_raw": self.share(),
+            "watched_per_s": self.watched,
+            "placed_to_raw": self.share(&self.raw),
+            "placed_to_watched": self.share(&self.watched),
             "get_nodes_s": self.nodes,
             "get_jobs_s": self.jobs,
         })
