@@ -133,6 +133,7 @@ async fn with_etcd(
         logs: args.logs.clone().filter(|url| url.starts_with("mongodb")),
         metrics: args.metrics,
         lease_ttl: LEASE_TTL,
+        heartbeat: meepo_worker::config::DEFAULT_HEARTBEAT,
         max_running: 512,
         cgroup_root: None,
         spool_limit: 1 << 30,

@@ -8,6 +8,7 @@
 //! ```
 
 pub mod config;
+pub mod digests;
 pub mod error;
 pub mod grpc;
 pub mod http;

@@ -3,6 +3,10 @@
 //! Memory is bounded: a subscriber that reads too slowly misses events and asks the
 //! worker for them again, which keeps a run's output up to its limit anyway.
 
+mod beats;
+
+pub use beats::Beat;
+
 use meepo_coord::records::{decode, encode};
 use meepo_core::{
     id::{NodeId, RunId},
@@ -43,6 +47,7 @@ struct Connection {
     id: u64,
     term: i64,
     orders: mpsc::Sender<pb::MasterFrame>,
+    beat: Option<Arc<Beat>>,
     /// Ends the stream when this entry goes.
     _guard: DropGuard,
 }
@@ -91,7 +96,8 @@ impl Sessions {
     ) -> (u64, CancellationToken) {
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
         let token = CancellationToken::new();
-        let connection = Connection { id, term, orders, _guard: token.clone().drop_guard() };
+        let connection =
+            Connection { id, term, orders, beat: None, _guard: token.clone().drop_guard() };
         let mut inner = self.lock();
         let old = inner.nodes.insert(node.clone(), connection);
         if old.is_some() {

@@ -2,6 +2,7 @@
 //! assignments, kept by one watch. The API reads etcd itself where the answer must be
 //! of this moment; the view serves synchronous commands and the leader's planning.
 
+use crate::digests::Digests;
 use meepo_coord::{
     Entry, Etcd, keys,
     records::{DrainRecord, decode},
@@ -51,6 +52,8 @@ pub struct Data {
     pub fleet: Fleet,
     /// The assignment read last: on many nodes a job's are the same, byte for byte.
     last: Option<(Vec<u8>, Held)>,
+    /// What each node should hold, as its worker counts it in its heartbeats.
+    pub digests: Digests,
 }
 
 impl Data {
@@ -92,6 +95,7 @@ impl Data {
     /// Takes a value in.
     fn put(&mut self, entry: &Entry) {
         let key = entry.key.as_str();
+        self.digests.put(key, &entry.value);
         if let Some(id) = keys::last(key, keys::HEALTH) {
             let Some(health) = read::<Health>(entry) else { return };
             self.health.insert(id.clone(), health);
@@ -130,6 +134,7 @@ impl Data {
     }
 
     fn delete(&mut self, key: &str) {
+        self.digests.delete(key);
         if let Some(id) = keys::last(key, keys::HEALTH) {
             self.health.remove(&id);
             self.refresh(&id);

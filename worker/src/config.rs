@@ -16,6 +16,9 @@ use std::{
 /// Where the settings are looked for when no file is named.
 pub const DEFAULT_FILE: &str = "/etc/meepo/worker.toml";
 
+/// Time between heartbeats: ten thousand workers send a thousand in a second.
+pub const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(10);
+
 /// Everything a worker can be told. `None` means: not set.
 #[derive(Debug, Clone, Default, Args, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -41,6 +44,9 @@ pub struct Settings {
     /// Time after which a silent worker counts as gone. [default: 10s]
     #[arg(long, env = "MEEPO_LEASE_TTL")]
     pub lease_ttl: Option<HumanDuration>,
+    /// Time between heartbeats to the leading master. [default: 10s]
+    #[arg(long, env = "MEEPO_HEARTBEAT")]
+    pub heartbeat: Option<HumanDuration>,
     /// Processes of jobs at the same time. [default: 512]
     #[arg(long, env = "MEEPO_MAX_RUNNING")]
     pub max_running: Option<usize>,
@@ -88,6 +94,8 @@ pub struct Config {
     pub metrics: SocketAddr,
     /// Time to live of the worker's lease.
     pub lease_ttl: Duration,
+    /// Time between heartbeats to the leading master, by and large.
+    pub heartbeat: Duration,
     /// Processes of jobs at the same time.
     pub max_running: usize,
     /// Control group below which those of runs are made; none: the worker's own.
@@ -117,6 +125,11 @@ impl Settings {
             (Duration::from_secs(2)..=Duration::from_secs(3600)).contains(&lease_ttl),
             "lease_ttl: {lease_ttl:?} is out of range; expected 2s to 1h"
         );
+        let heartbeat = self.heartbeat.or(base.heartbeat).map_or(DEFAULT_HEARTBEAT, |d| d.0);
+        anyhow::ensure!(
+            (Duration::from_secs(1)..=Duration::from_secs(60)).contains(&heartbeat),
+            "heartbeat: {heartbeat:?} is out of range; expected 1s to 1m"
+        );
         let max_running = self.max_running.or(base.max_running).unwrap_or(512);
         anyhow::ensure!(max_running > 0, "max_running: 0 would run nothing; expected at least 1");
         let metrics =
@@ -142,6 +155,7 @@ impl Settings {
             logs: self.logs.or(base.logs),
             metrics,
             lease_ttl,
+            heartbeat,
             max_running,
             cgroup_root: self.cgroup_root.or(base.cgroup_root),
             spool_limit: self.spool_limit.or(base.spool_limit).unwrap_or(1 << 30),
@@ -192,6 +206,7 @@ mod tests {
             ("lease_tl = \"5s\"", "lease_tl"),
             ("lease_ttl = \"5 parsecs\"", "lease_ttl"),
             ("lease_ttl = \"1ms\"", "lease_ttl"),
+            ("heartbeat = \"500ms\"", "heartbeat"),
             ("max_running = 0", "max_running"),
             ("node = \"a/b\"", "node"),
             ("metrics = \"0.0.0.0:7602\"", "allow_insecure_listen"),

@@ -126,7 +126,17 @@ pub async fn publish(mut p: Publisher, stop: CancellationToken) -> anyhow::Resul
                 registered_at = Timestamp::now();
             }
             let status = with(status, found.clone());
-            match write(&p, id, registered_at, &status, stage, previous.trim()).await {
+            match write(
+                &p,
+                id,
+                registered_at,
+                bound_to != Some(id),
+                &status,
+                stage,
+                previous.trim(),
+            )
+            .await
+            {
                 Ok(None) => {
                     told = (Instant::now(), found);
                     if bound_to != Some(id) {
@@ -190,6 +200,7 @@ async fn write(
     p: &Publisher,
     lease: i64,
     registered_at: Timestamp,
+    register: bool,
     status: &Status,
     stage: Option<Stage>,
     previous: &str,
@@ -215,6 +226,7 @@ async fn write(
         problems_total: status.problems_total,
         drain_requested_at: stage.map(|s| s.requested_at),
         work: Some(p.vitals.work()),
+        digest: p.vitals.progress.holdings().map(|h| h.digest),
         extra: BTreeMap::new(),
     };
     let key = keys::health(&me.node);
@@ -222,7 +234,14 @@ async fn write(
     if let Some(by) = stranger(there.as_ref(), &[&me.instance, previous]) {
         return Ok(Some(by));
     }
-    p.etcd.put(&keys::node(&me.node), encode(&node), None).await?;
+    // Its facts are those of the registration: what a target of a stored job selects must
+    // not change with the load or with every file that is written.
+    // Somebody may have removed the record, though: then it is put again.
+    let record = keys::node(&me.node);
+    match register {
+        true => drop(p.etcd.put(&record, encode(&node), None).await?),
+        false => drop(p.etcd.put_if(&record, Some(encode(&node)), 0, None).await?),
+    }
     let revision = there.map_or(0, |e| e.mod_revision);
     match p.etcd.put_if(&key, Some(encode(&health)), revision, Some(lease)).await? {
         Cas::Done(_) => Ok(None),

@@ -2,6 +2,7 @@
 //! well, however alive its process is.
 
 use jiff::{SignedDuration, Timestamp};
+use meepo_core::digest::Digest;
 use std::{
     collections::VecDeque,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -26,6 +27,15 @@ pub struct Queue {
     pub held: bool,
 }
 
+/// What the agent holds of the node's assignments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holdings {
+    /// All of them, those among them that cannot be used included.
+    pub digest: Digest,
+    /// etcd's revision of the last list or change that is in it.
+    pub revision: i64,
+}
+
 /// Where the agent stood when it last looked at what is due.
 #[derive(Debug, Default)]
 pub struct Progress(Mutex<Inner>);
@@ -35,6 +45,7 @@ struct Inner {
     /// When it last looked, and the next slot then.
     passed: Option<(Timestamp, Option<Timestamp>)>,
     queue: Queue,
+    holdings: Option<Holdings>,
     lag: u64,
     /// Lags of the last minute that no later one exceeds, the largest first.
     lags: VecDeque<(Instant, u64)>,
@@ -65,6 +76,16 @@ impl Progress {
     pub fn looked(&self, late: SignedDuration) {
         let lag = u64::try_from(late.as_millis()).unwrap_or(0);
         self.lock().looked(lag, Instant::now());
+    }
+
+    /// The agent has taken in what etcd told.
+    pub fn holds(&self, holdings: Holdings) {
+        self.lock().holdings = Some(holdings);
+    }
+
+    /// What the agent holds; none until etcd has been heard.
+    pub fn holdings(&self) -> Option<Holdings> {
+        self.lock().holdings
     }
 
     /// What is wrong, if a slot has been due for too long.

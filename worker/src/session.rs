@@ -1,6 +1,10 @@
 //! The session with the leading master: one stream for heartbeats, synchronous
 //! commands and live output. Losing it loses nothing durable.
 
+mod beat;
+
+pub use beat::Pulse;
+
 use crate::{
     engine::{Engine, Plan},
     health::{Identity, Registration, VERSION},
@@ -23,24 +27,27 @@ use meepo_proto::internal::{
 use meepo_runtime::backoff::Backoff;
 use std::{
     collections::HashMap,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    time::Instant,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{info, warn};
 
 /// Synchronous commands at the same time; more are refused as busy.
 const MAX_EXEC: usize = 256;
-/// Time between heartbeats.
-const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// Keeps a session with whichever master leads, while the node is registered, until
 /// `stop` is cancelled.
 pub async fn keep(
     engine: Arc<Engine>,
     me: Identity,
+    pulse: Pulse,
     link: MasterLink,
     mut registration: watch::Receiver<Registration>,
     stop: CancellationToken,
@@ -69,6 +76,7 @@ pub async fn keep(
         let session = Session {
             engine: engine.clone(),
             me: me.clone(),
+            pulse: pulse.clone(),
             places: places.clone(),
             follows: Arc::default(),
         };
@@ -105,6 +113,7 @@ pub async fn keep(
 struct Session {
     engine: Arc<Engine>,
     me: Identity,
+    pulse: Pulse,
     places: Arc<Semaphore>,
     /// What the master follows; dropping a guard ends it.
     follows: Follows,
@@ -135,10 +144,16 @@ impl Session {
         info!(term = leader.term, "session with the leading master");
         self.engine.metrics.session.set(1);
         backoff.reset();
-        let mut beat = tokio::time::interval(HEARTBEAT);
+        let mut beat = pin!(tokio::time::sleep(Duration::ZERO));
+        let mut first = true;
         loop {
             tokio::select! {
-                _ = beat.tick() => self.heartbeat(&out),
+                () = &mut beat => {
+                    self.pulse.beat(out.clone());
+                    // Sessions of a whole fleet may have begun together.
+                    let wait = self.pulse.wait(std::mem::take(&mut first));
+                    beat.as_mut().reset(Instant::now() + wait);
+                }
                 order = orders.message() => {
                     let Some(order) = order? else { return Ok(()) };
                     if order.term < leader.term {
@@ -152,22 +167,6 @@ impl Session {
                 }
             }
         }
-    }
-
-    fn heartbeat(&self, out: &Out) {
-        let running = self.engine.registry.active().iter().map(RunId::to_string).collect();
-        let out = out.clone();
-        tokio::task::spawn_blocking(move || {
-            let facts = crate::facts::gather();
-            let beat = pb::Heartbeat {
-                load1: facts.load1,
-                mem_free: facts.mem_free,
-                disk_free: facts.disk_free,
-                running,
-            };
-            // A full stream carries what matters more.
-            let _ = out.try_send(pb::WorkerFrame { frame: Some(Answer::Heartbeat(beat)) });
-        });
     }
 
     fn obey(&self, order: Order, out: &Out) {

@@ -20,7 +20,7 @@ use crate::{
     progress::Progress,
     recover::recover,
     registry::Registry,
-    session,
+    session::{self, Pulse},
     state::{State, StateOptions},
     vitals::{Delivery, Vitals},
 };
@@ -248,6 +248,7 @@ impl Worker {
             OnError::Shutdown,
             guard(engine.clone(), lease.clone(), config.lease_ttl, base.token()),
         );
+        let pulse = Pulse::new(vitals.clone(), config.heartbeat);
         let publisher = Publisher {
             etcd,
             me: me.clone(),
@@ -262,7 +263,7 @@ impl Worker {
         intake.spawn(
             "session",
             OnError::Shutdown,
-            session::keep(engine.clone(), me, link, registration, intake.token()),
+            session::keep(engine.clone(), me, pulse, link, registration, intake.token()),
         );
         Ok(Self { node, engine, sink, asked, stage, intake, base })
     }

@@ -6,6 +6,7 @@
 //! | [`id`] | names of jobs and nodes, run ids |
 //! | [`code`] | the 16-bit code of every outcome |
 //! | [`error`] | [`error::Invalid`]: what is wrong, where, and what would be right |
+//! | [`digest`] | one number for everything a node holds |
 //! | [`duration`] | durations as people write them (`30s`, `5m`) |
 //! | [`input`] | documents from people: errors that name the field |
 //! | [`calendar`] | cron expressions and the instants they name |
@@ -28,6 +29,7 @@ pub mod api;
 pub mod calendar;
 pub mod code;
 pub mod crontab;
+pub mod digest;
 pub mod duration;
 pub mod error;
 pub mod http_job;

@@ -1,6 +1,6 @@
 //! What a node says of itself.
 
-use crate::id::NodeId;
+use crate::{digest::Digest, id::NodeId};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -92,9 +92,38 @@ pub struct Health {
     /// How the worker got on at the time of writing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub work: Option<Work>,
+    /// What the worker held of its assignments at the time of writing; its heartbeats tell
+    /// what it holds now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Digest>,
     /// Fields this version does not know.
     #[serde(flatten)]
     pub extra: BTreeMap<String, Value>,
+}
+
+/// What changes on a host from moment to moment, as the worker's last heartbeat told it.
+/// Sizes are in bytes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Live {
+    /// When the heartbeat came, UTC.
+    #[cfg_attr(feature = "openapi", schema(value_type = String, format = "date-time"))]
+    pub at: Timestamp,
+    /// Processor time in use since the heartbeat before, in per cent of all processors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_use: Option<f64>,
+    /// Load average over one minute.
+    pub load1: f64,
+    /// Memory in all.
+    pub mem_total: u64,
+    /// Memory a new process could get.
+    pub mem_free: u64,
+    /// Size of the file system at `/`.
+    pub disk_total: u64,
+    /// Free bytes of the file system at `/`.
+    pub disk_free: u64,
+    /// Runs that have begun and not ended, synchronous commands among them.
+    pub running: u64,
 }
 
 /// How a worker gets on with its work.

@@ -9,7 +9,7 @@ use meepo_coord::records::decode;
 use meepo_core::{
     code::Code,
     error::Invalid,
-    id::{Name, RunId},
+    id::{Name, NodeId, RunId},
 };
 use meepo_logstore::LogItem;
 use meepo_proto::internal::{
@@ -66,7 +66,7 @@ impl Service for Workers {
                     frame = frames.message() => frame,
                 };
                 match frame {
-                    Ok(Some(frame)) => take(&ops, frame),
+                    Ok(Some(frame)) => take(&ops, &node, id, frame),
                     Ok(None) => break,
                     Err(status) => {
                         debug!(%node, error = %status, "session broke");
@@ -117,12 +117,13 @@ impl Workers {
     }
 }
 
-fn take(ops: &Ops, frame: pb::WorkerFrame) {
+fn take(ops: &Ops, node: &NodeId, session: u64, frame: pb::WorkerFrame) {
     match frame.frame {
         Some(Frame::Output(output)) => ops.sessions.output(output),
         Some(Frame::Ended(ended)) => ops.sessions.ended(&ended),
         Some(Frame::UnknownRun(unknown)) => ops.sessions.unknown(&unknown.run_id),
-        // Liveness is the stream's own; load will guide dispatch.
-        Some(Frame::Heartbeat(_)) | Some(Frame::Hello(_)) | None => {}
+        // Liveness is the stream's own.
+        Some(Frame::Heartbeat(beat)) => ops.sessions.beat(node, session, beat),
+        Some(Frame::Hello(_)) | None => {}
     }
 }

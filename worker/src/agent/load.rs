@@ -4,7 +4,7 @@ use super::{
     Agent, CORRECTION,
     table::{Job, Read},
 };
-use crate::state::SnapshotEntry;
+use crate::{progress::Holdings, state::SnapshotEntry};
 use jiff::Timestamp;
 use meepo_coord::{
     Entry, keys,
@@ -40,15 +40,26 @@ impl Agent {
 
     pub(super) async fn heard(&mut self, batch: Batch) {
         let now = Timestamp::now();
-        match batch {
-            Batch::Reset { entries, .. } => self.reset(entries, now).await,
+        let revision = match batch {
+            Batch::Reset { entries, revision } => {
+                self.reset(entries, now).await;
+                revision
+            }
             Batch::Changes(changes) => {
+                let mut last = 0;
                 for change in changes {
+                    last = match &change {
+                        Change::Put(entry) => entry.mod_revision,
+                        Change::Delete { revision, .. } => *revision,
+                    };
                     self.changed(change, now).await;
                 }
+                last
             }
-        }
+        };
         self.write_fresh().await;
+        let holdings = Holdings { digest: self.table.digest(), revision };
+        self.outlets.progress.holds(holdings);
         self.tell();
     }
 
@@ -138,7 +149,7 @@ impl Agent {
         }
         let read = match Read::new(&self.engine.node, &entry) {
             Ok(read) => read,
-            Err(e) => return self.refuse(&entry.key, &e).await,
+            Err(e) => return self.refuse(&entry, &e).await,
         };
         // The oldest form of key may name another job than before.
         if held.is_some_and(|old| old != read.id) {
@@ -152,9 +163,9 @@ impl Agent {
                 format!("job {} stands at {other} already", read.id),
                 "one key per job",
             );
-            return self.refuse(&entry.key, &e).await;
+            return self.refuse(&entry, &e).await;
         }
-        self.table.problems.remove(&entry.key);
+        self.table.refuse_no_more(&entry.key);
         self.take_in(read, entry.value, now, resume).await;
         true
     }
@@ -222,18 +233,18 @@ impl Agent {
         }
     }
 
-    async fn refuse(&mut self, key: &str, e: &Invalid) -> bool {
-        self.unload(key).await;
-        let told = self.table.problems.insert(key.to_owned(), e.to_string());
+    async fn refuse(&mut self, entry: &Entry, e: &Invalid) -> bool {
+        self.unload(&entry.key).await;
+        let told = self.table.refuse(&self.engine.node, entry, e.to_string());
         let news = told.as_ref() != Some(&e.to_string());
         if news {
-            warn!(key, error = %e, "assignment cannot be used");
+            warn!(key = entry.key, error = %e, "assignment cannot be used");
         }
         news
     }
 
     pub(super) async fn unload(&mut self, key: &str) {
-        self.table.problems.remove(key);
+        self.table.refuse_no_more(key);
         if let Some(id) = self.table.at_key(&self.engine.node, key) {
             debug!(job = %id, "job unloaded");
             if let Some(number) = self.table.remove(&id) {

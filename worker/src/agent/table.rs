@@ -9,6 +9,7 @@ use hashbrown::HashTable;
 use jiff::{SignedDuration, Timestamp};
 use meepo_coord::{Entry, keys};
 use meepo_core::{
+    digest::{self, Digest},
     error::Invalid,
     id::{Name, NodeId},
     job::{Assignment, JobStatus, When},
@@ -115,6 +116,12 @@ impl Job {
             == (new.when.as_ref(), new.assignment.status, new.assignment.is_once())
     }
 
+    /// Its part of the digest.
+    fn pair(&self) -> u64 {
+        let rest = if self.oldest_form { "" } else { self.id.as_str() };
+        digest::pair(rest, &self.value)
+    }
+
     /// Whether it is held as `value` at a key of the same form.
     pub(super) fn is(&self, value: &[u8]) -> bool {
         *self.value == *value
@@ -136,6 +143,10 @@ pub(super) struct Table {
     oldest: Option<Name>,
     /// What is wrong with the others, by key.
     pub(super) problems: BTreeMap<String, String>,
+    /// Their parts of the digest.
+    refused: BTreeMap<String, u64>,
+    /// Of all that stands in etcd, usable or not.
+    digest: Digest,
     /// Claims in the future, which keep jobs that run once from running, by key.
     pub(super) ahead: BTreeMap<String, String>,
 }
@@ -143,6 +154,30 @@ pub(super) struct Table {
 impl Table {
     pub(super) fn len(&self) -> usize {
         self.numbers.len()
+    }
+
+    /// One number for everything that is held, also what cannot be used.
+    pub(super) fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// Notes what is wrong with what stands at a key; answers what was wrong before.
+    pub(super) fn refuse(&mut self, node: &NodeId, entry: &Entry, why: String) -> Option<String> {
+        let rest = entry.key.strip_prefix(&keys::assignments_of(node)).unwrap_or_default();
+        let pair = digest::pair(rest, &entry.value);
+        self.digest.add(pair);
+        if let Some(old) = self.refused.insert(entry.key.clone(), pair) {
+            self.digest.remove(old);
+        }
+        self.problems.insert(entry.key.clone(), why)
+    }
+
+    /// Nothing that cannot be used stands at a key any more; answers what was wrong.
+    pub(super) fn refuse_no_more(&mut self, key: &str) -> Option<String> {
+        if let Some(pair) = self.refused.remove(key) {
+            self.digest.remove(pair);
+        }
+        self.problems.remove(key)
     }
 
     pub(super) fn ids(&self) -> impl Iterator<Item = &Name> {
@@ -203,7 +238,7 @@ impl Table {
         }
         let delay = assignment.delay(&id, node).as_millis();
         let when = when.map(|when| self.share(when));
-        self.jobs[number as usize] = Some(Job {
+        let job = Job {
             id,
             value: value.into_boxed_slice(),
             when,
@@ -214,7 +249,9 @@ impl Table {
             oldest_form,
             status: assignment.status,
             once: assignment.is_once(),
-        });
+        };
+        self.digest.add(job.pair());
+        self.jobs[number as usize] = Some(job);
         if new {
             let Self { numbers, hasher, jobs, .. } = self;
             let hash = |number: &u32| {
@@ -256,6 +293,9 @@ impl Table {
 
     fn clear(&mut self, number: u32) {
         let job = self.jobs.get_mut(number as usize).and_then(Option::take);
+        if let Some(job) = &job {
+            self.digest.remove(job.pair());
+        }
         if let Some(when) = job.and_then(|job| job.when)
             // This one and that of the set.
             && Arc::strong_count(&when) == 2
@@ -305,6 +345,34 @@ mod tests {
         assert_eq!(id("a b", r#"{"cmd":"date"}"#), Err("(key)".into()));
         assert_eq!(id("a", "no json"), Err("(document)".into()));
         assert_eq!(id("a", r#"{"cmd":"date","executor":"perl"}"#), Err("executor".into()));
+    }
+
+    #[test]
+    fn the_digest_is_of_everything_that_stands_in_etcd() {
+        let mut table = Table::default();
+        let values = [
+            ("a", r#"{"cmd":"date"}"#),
+            ("a", r#"{"cmd":"true"}"#),
+            ("", r#"{"cmd":"date","task_id":"b"}"#),
+        ];
+        for (rest, value) in values {
+            let entry = entry(rest, value);
+            let read = Read::new(&node(), &entry).unwrap();
+            table.insert(&node(), read, entry.value, Timestamp::UNIX_EPOCH, 0);
+        }
+        let bad = entry("x", "no json");
+        table.refuse(&node(), &bad, "bad".into());
+        table.refuse(&node(), &bad, "bad".into());
+        let of = |held: &[(&str, &str)]| {
+            let mut want = Digest::default();
+            held.iter().for_each(|(rest, value)| want.add(digest::pair(rest, value.as_bytes())));
+            want
+        };
+        assert_eq!(table.digest(), of(&[values[1], values[2], ("x", "no json")]));
+        table.refuse_no_more(&bad.key);
+        table.refuse_no_more(&bad.key);
+        table.remove(&Name::new("b").unwrap());
+        assert_eq!(table.digest(), of(&[values[1]]));
     }
 
     #[test]
