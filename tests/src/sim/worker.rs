@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Endpoint;
 
 /// Between two heartbeats, as a real worker sends them.
-const HEARTBEAT: Duration = Duration::from_secs(5);
+const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Wait after something did not work.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -182,9 +182,12 @@ impl Worker {
             let answer = tokio::select! {
                 _ = beat.tick() => Answer::Heartbeat(pb::Heartbeat {
                     load1: 0.5,
+                    cpu_use: Some(3.0),
+                    mem_total: 32 << 30,
                     mem_free: 16 << 30,
+                    disk_total: 500 << 30,
                     disk_free: 250 << 30,
-                    running: Vec::new(),
+                    ..Default::default()
                 }),
                 order = orders.message() => {
                     let Some(order) = order? else { return Ok(()) };
