@@ -12,13 +12,14 @@ use crate::{
     http_run::{Call, Requests},
     metrics::Metrics,
     process::{
-        Cgroups, Command, Control, Ended, KillReason, Leftovers, OutputHub, Runner, RunnerOptions,
-        Running, Surviving,
+        Began, Cgroups, Command, Control, Ended, KillReason, Leftovers, OutputHub, Runner,
+        RunnerOptions, Running, Surviving,
     },
     registry::Registry,
     spooling,
     state::{Begin, Queued, SpoolItem, State, StateError, StateOptions, StateProblem, WaitEntry},
 };
+use futures::FutureExt;
 use jiff::Timestamp;
 use meepo_coord::Etcd;
 use meepo_core::{
@@ -26,7 +27,7 @@ use meepo_core::{
     code::Code,
     id::{Name, NodeId, RunId},
     job::Executor,
-    run::{Cause, RunRecord, RunState, to_millis},
+    run::{Cause, OutputChunk, RunRecord, RunState, to_millis},
 };
 use meepo_runtime::backoff::Backoff;
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
@@ -40,7 +41,10 @@ pub use crate::plan::Plan;
 /// by then, and each telling costs a write here, one in etcd and one in the log store.
 /// Should the worker die before it has noted a process, recovery finds the process by
 /// its environment.
-const BRIEF: Duration = Duration::from_millis(100);
+pub const BRIEF: Duration = Duration::from_millis(100);
+
+/// Bytes of output that are written together with the end of a brief run, at most.
+const WITH_THE_END: usize = 64 * 1024;
 
 /// A run that is over.
 #[derive(Debug)]
@@ -94,7 +98,7 @@ impl Engine {
             }
             _ => None,
         };
-        self.registry.enter(record.clone());
+        self.registry.enter(&record);
         self.state.begin_run_queued(&record, cursor).await
     }
 
@@ -171,7 +175,7 @@ impl Engine {
             }
             Err(ended) => {
                 let survives = plan.assignment.survive_restart;
-                Some(self.finish(record, ended, next, survives).await)
+                Some(self.finish(record, (ended, Vec::new()), next, survives).await)
             }
         }
     }
@@ -205,15 +209,16 @@ impl Engine {
         record.pid = Some(running.pid);
         record.started_at = Some(running.started_at);
         let (control, output) = (running.control.clone(), running.output.clone());
-        let began = running.pid_start_time;
+        let began = std::mem::replace(&mut running.began, Began::Known(None));
+        let long = began.long(BRIEF);
         let ended = tokio::select! {
             () = gone => return None,
-            ended = self.accompany(&record, began, control, output, running.wait()) => ended,
+            ended = self.accompany(&record, long, control, output, running.wait()) => ended,
         };
         Some(self.finish(record, ended, next, survives).await)
     }
 
-    async fn request(&self, plan: &Plan, record: &mut RunRecord) -> Ended {
+    async fn request(&self, plan: &Plan, record: &mut RunRecord) -> (Ended, Vec<Arc<OutputChunk>>) {
         let a = &plan.assignment;
         let request = a.http.clone().unwrap_or_default();
         let timeout = a.timeout.map(Into::into);
@@ -221,42 +226,49 @@ impl Engine {
         let call = Call::new(&a.cmd, request, self.facts(plan), timeout, output);
         let running = match call {
             Ok(call) => self.requests.start(plan.run_id, call),
-            Err(e) => return Ended::not_started(e.to_string(), Timestamp::now()),
+            Err(e) => return (Ended::not_started(e.to_string(), Timestamp::now()), Vec::new()),
         };
         self.metrics.started.inc();
         record.started_at = Some(running.started_at);
         let (control, output) = (running.control.clone(), running.output.clone());
-        self.accompany(record, None, control, output, running.wait()).await
+        let long = tokio::time::sleep(BRIEF).map(|()| None);
+        self.accompany(record, long, control, output, running.wait()).await
     }
 
-    /// Makes a run known that has started, and keeps its output until it ends. `began` is
-    /// the start time of its process.
+    /// Makes a run known that has started, and keeps its output until it ends. Answers the
+    /// end with the output that is yet to be kept. `long` tells that the run is not brief,
+    /// with the start time of its process.
     async fn accompany(
         &self,
         record: &RunRecord,
-        began: Option<u64>,
+        long: impl Future<Output = Option<u64>>,
         control: Control,
         output: OutputHub,
         end: impl Future<Output = Ended>,
-    ) -> Ended {
-        self.registry.started(record, control, output.clone());
-        let spooling = spooling::output(&self.state, output.follow(0), &self.metrics);
-        let running = async {
-            let (mut ended, lost) = tokio::join!(end, spooling);
-            ended.dropped_bytes += lost;
-            ended
+    ) -> (Ended, Vec<Arc<OutputChunk>>) {
+        self.registry.started(record.run_id, control, output.clone());
+        tokio::pin!(end);
+        let spooling = || spooling::output(&self.state, output.follow(0), &self.metrics);
+        let began = tokio::select! {
+            biased;
+            mut ended = &mut end => {
+                // Little output goes with the end, which saves a write.
+                let Some(all) = output.complete(WITH_THE_END) else {
+                    ended.dropped_bytes += spooling().await;
+                    return (ended, Vec::new());
+                };
+                return (ended, all);
+            }
+            began = long => began,
         };
-        tokio::pin!(running);
-        tokio::select! {
-            ended = &mut running => return ended,
-            () = tokio::time::sleep(BRIEF) => {}
-        }
         if let Err(e) = self.note_started(record, began).await {
             // The journal knows the run without its pid; see `recover`.
             warn!(run_id = %record.run_id, error = %e, "cannot note the process in the journal");
         }
         self.publish(record);
-        running.await
+        let (mut ended, lost) = tokio::join!(end, spooling());
+        ended.dropped_bytes += lost;
+        (ended, Vec::new())
     }
 
     /// Tells the journal and the log store that a run goes on.
@@ -271,7 +283,7 @@ impl Engine {
     async fn finish(
         &self,
         mut record: RunRecord,
-        ended: Ended,
+        (ended, output): (Ended, Vec<Arc<OutputChunk>>),
         next: impl FnOnce(&RunRecord) -> Option<WaitEntry>,
         survives: bool,
     ) -> Over {
@@ -279,7 +291,7 @@ impl Engine {
         ended.enter(&mut record);
         self.metrics.ended(record.state);
         let next = next(&record);
-        let durable = match self.state.end_run_with(&record, next.as_ref()).await {
+        let durable = match self.state.end_run_with(&record, &output, next.as_ref()).await {
             Ok(refused) => {
                 failpoint::reach(Place::Ended, record.job.as_ref());
                 record.dropped_bytes += refused;
@@ -293,7 +305,7 @@ impl Engine {
         self.registry.ended(record.clone());
         let recorded = match durable {
             Ok(()) => true,
-            Err(e) => self.end_later(&record, next.as_ref(), e).await,
+            Err(e) => self.end_later(&record, &output, next.as_ref(), e).await,
         };
         if survives && recorded {
             self.surviving.forget(record.run_id).await;
@@ -307,6 +319,7 @@ impl Engine {
     async fn end_later(
         &self,
         record: &RunRecord,
+        output: &[Arc<OutputChunk>],
         next: Option<&WaitEntry>,
         mut error: StateError,
     ) -> bool {
@@ -319,7 +332,7 @@ impl Engine {
                 () = self.stop.cancelled() => return false,
                 () = tokio::time::sleep(wait) => {}
             }
-            match self.state.end_run_with(record, next).await {
+            match self.state.end_run_with(record, output, next).await {
                 Ok(_) => return true,
                 Err(e) => error = e,
             }
@@ -441,7 +454,7 @@ impl Engine {
         Ok(Arc::new(Self {
             node,
             state: State::open(&StateOptions::new(dir))?,
-            runner: Runner::new(RunnerOptions::default())?,
+            runner: Runner::new(RunnerOptions { brief: BRIEF, ..RunnerOptions::default() })?,
             requests: Requests::default(),
             surviving: Surviving::new(dir, None, Leftovers::new(Cgroups::new(None, dir))),
             registry: Registry::default(),

@@ -123,7 +123,7 @@ async fn end(state: &State, record: &RunRecord) -> Result<(), StateError> {
     };
     let promised = |a| promise(&Plan::of(record, Arc::new(a)), record, Timestamp::now());
     let next: Option<WaitEntry> = assignment.and_then(promised);
-    state.end_run_with(record, next.as_ref()).await.map(drop)
+    state.end_run_with(record, &[], next.as_ref()).await.map(drop)
 }
 
 /// The job of a run as this node knew it last.

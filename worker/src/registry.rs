@@ -25,7 +25,8 @@ struct Inner {
 }
 
 struct Entry {
-    record: RunRecord,
+    over: bool,
+    claimed: bool,
     control: Option<Control>,
     /// Asked for before there was a process.
     kill: Option<KillReason>,
@@ -46,17 +47,21 @@ pub enum Stage {
 
 impl Registry {
     /// Enters a run that is about to start.
-    pub fn enter(&self, record: RunRecord) {
-        let run_id = record.run_id;
-        let entry = Entry { record, control: None, kill: None, stage: watch::Sender::default() };
-        self.lock().runs.insert(run_id, entry);
+    pub fn enter(&self, record: &RunRecord) {
+        let entry = Entry {
+            over: record.state.is_final(),
+            claimed: record.fence.is_some(),
+            control: None,
+            kill: None,
+            stage: watch::Sender::default(),
+        };
+        self.lock().runs.insert(record.run_id, entry);
     }
 
     /// Its process was started.
-    pub fn started(&self, record: &RunRecord, control: Control, output: OutputHub) {
+    pub fn started(&self, run_id: RunId, control: Control, output: OutputHub) {
         let mut inner = self.lock();
-        if let Some(entry) = inner.runs.get_mut(&record.run_id) {
-            entry.record = record.clone();
+        if let Some(entry) = inner.runs.get_mut(&run_id) {
             if let Some(reason) = entry.kill.take() {
                 control.kill(reason);
             }
@@ -71,7 +76,7 @@ impl Registry {
         let run_id = record.run_id;
         if let Some(entry) = inner.runs.get_mut(&run_id) {
             entry.control = None;
-            entry.record = (*record).clone();
+            entry.over = true;
             entry.stage.send_modify(|stage| {
                 let output = match stage {
                     Stage::Started(output) => Some(output.clone()),
@@ -97,7 +102,7 @@ impl Registry {
     /// not survive the shutdown that is the reason.
     pub fn kill(&self, run_id: RunId, reason: KillReason) -> bool {
         match self.lock().runs.get_mut(&run_id) {
-            Some(entry) if !entry.record.state.is_final() => {
+            Some(entry) if !entry.over => {
                 match &entry.control {
                     Some(control) if control.survives() && reason == KillReason::Shutdown => {
                         return false;
@@ -121,8 +126,7 @@ impl Registry {
     /// Starts the kill plan of every active run that was claimed, and answers how many
     /// there are.
     pub fn kill_claimed(&self, reason: KillReason) -> usize {
-        let claimed =
-            |id: &RunId| self.lock().runs.get(id).is_some_and(|e| e.record.fence.is_some());
+        let claimed = |id: &RunId| self.lock().runs.get(id).is_some_and(|e| e.claimed);
         self.active().iter().filter(|id| claimed(id) && self.kill(**id, reason)).count()
     }
 
@@ -134,7 +138,7 @@ impl Registry {
     /// Ids of the runs that have not ended.
     pub fn active(&self) -> Vec<RunId> {
         let inner = self.lock();
-        inner.runs.iter().filter(|(_, e)| !e.record.state.is_final()).map(|(id, _)| *id).collect()
+        inner.runs.iter().filter(|(_, e)| !e.over).map(|(id, _)| *id).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -226,7 +230,7 @@ mod tests {
         let registry = Registry::default();
         let running = record(RunState::Running);
         let run_id = running.run_id;
-        registry.enter(running);
+        registry.enter(&running);
         let mut stages = Stages::new(registry.watch(run_id).unwrap(), 0);
         registry.ended(Arc::new(record(RunState::Success)));
         assert!(matches!(stages.next().await, Some(Event::Ended(r)) if r.run_id == run_id));
@@ -238,14 +242,14 @@ mod tests {
         let registry = Registry::default();
         let running = record(RunState::Running);
         let run_id = running.run_id;
-        registry.enter(running);
+        registry.enter(&running);
         let mut stages = Stages::new(registry.watch(run_id).unwrap(), 0);
         let options = crate::process::RunnerOptions::default();
         let runner = crate::process::Runner::new(options).unwrap();
         let command = crate::process::Command::new(meepo_core::job::Executor::Sh, "echo hello");
         let mut process = runner.spawn(run_id, command).await.unwrap();
         let (control, output) = (process.control.clone(), process.output.clone());
-        registry.started(&record(RunState::Running), control, output);
+        registry.started(run_id, control, output);
         process.wait().await;
         registry.ended(Arc::new(record(RunState::Success)));
         assert!(matches!(stages.next().await, Some(Event::Output(c)) if c[0].data == b"hello\n"));

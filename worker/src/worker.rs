@@ -8,7 +8,7 @@ use crate::{
     deliver::Sink,
     disk,
     drain::{self, Asked, Drain, Stage},
-    engine::Engine,
+    engine::{BRIEF, Engine},
     failpoint,
     guard::guard,
     health::{self, Identity, Publisher, Registration},
@@ -196,7 +196,11 @@ impl Worker {
         let engine = Arc::new(Engine {
             node: node.clone(),
             state,
-            runner: Runner::new(RunnerOptions { cgroups: Some(cgroups), ..Default::default() })?,
+            runner: Runner::new(RunnerOptions {
+                cgroups: Some(cgroups),
+                brief: BRIEF,
+                ..RunnerOptions::default()
+            })?,
             requests: Requests::default(),
             surviving,
             registry,

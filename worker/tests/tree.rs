@@ -169,7 +169,7 @@ async fn leftovers() {
         let mut c = sh(&format!("{} exit 0", daemon(&file, env)));
         c.cgroup = grouped.then(CgroupLimits::default);
         let running = earlier.spawn(run_id, c).await.unwrap();
-        let process = running.pid_start_time.map(|start| (running.pid, start));
+        let process = start_time(running.pid).map(|start| (running.pid, start));
         end(running).await;
         let daemon = Guard::from(&file).await;
         assert!(daemon.alive(), "an end of its own accord leaves it alone");

@@ -16,7 +16,7 @@ impl Agent {
             let place = self.places.clone().try_acquire_owned().ok();
             debug!(%run_id, job = ?plan.job, "a surviving run is followed");
             // At once: who asks for the run, or wants it killed, is to find it.
-            engine.registry.enter(record.clone());
+            engine.registry.enter(&record);
             if let Some(job) = &plan.job {
                 self.overlap.adopt(job, run_id);
             }

@@ -193,7 +193,8 @@ impl Agent {
 
     /// A run of the job has begun, or will not: the next may ask for its lock.
     pub(super) fn next_locking(&mut self, job: &Name) {
-        if !self.overlap.is_locking(job)
+        if self.overlap.has_behind(job)
+            && !self.overlap.is_locking(job)
             && let Some(asked) = self.overlap.next_behind(job)
         {
             self.overlap.put_back(asked);

@@ -168,6 +168,11 @@ impl Overlap {
         self.behind.entry(job.clone()).or_default().push_back(asked);
     }
 
+    /// Whether a run of the job is set aside.
+    pub(super) fn has_behind(&self, job: &Name) -> bool {
+        self.behind.contains_key(job)
+    }
+
     /// The next that may ask for its lock.
     pub(super) fn next_behind(&mut self, job: &Name) -> Option<Asked> {
         let queue = self.behind.get_mut(job)?;

@@ -27,8 +27,9 @@ use tower_service::Service;
 
 /// How long a connection is kept that nobody uses: less than the 5 s of common servers.
 const IDLE: Duration = Duration::from_secs(4);
-/// Idle connections kept for one server.
-const IDLE_PER_HOST: usize = 16;
+/// Idle connections kept for one server. Fewer than runs that are under way together would
+/// be closed and made anew all the time.
+const IDLE_PER_HOST: usize = 1024;
 /// Clients kept; jobs with that many different settings are rare.
 const MAX_CLIENTS: usize = 32;
 /// How long a client serves before it is made anew, so that certificates that were

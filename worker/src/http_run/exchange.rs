@@ -40,7 +40,7 @@ pub(super) async fn run(clients: &Clients, mut call: Call, writer: &mut Writer) 
     let mut redirects = 0;
     loop {
         let begun = Instant::now();
-        let answer = match send(&client, &call).await {
+        let answer = match send(&client, &mut call).await {
             Ok(answer) => answer,
             Err(e) => {
                 // After a redirect something was sent already.
@@ -63,11 +63,15 @@ pub(super) async fn run(clients: &Clients, mut call: Call, writer: &mut Writer) 
     }
 }
 
-async fn send(client: &Client, call: &Call) -> Result<Response<Incoming>, Failure> {
+async fn send(client: &Client, call: &mut Call) -> Result<Response<Incoming>, Failure> {
     let mut request = Request::new(Full::new(call.body.clone()));
     *request.method_mut() = call.method.clone();
     *request.uri_mut() = call.url.clone();
-    *request.headers_mut() = call.headers.clone();
+    *request.headers_mut() = match call.request.follow_redirects {
+        // Only a redirect needs them once more.
+        None | Some(0) => std::mem::take(&mut call.headers),
+        Some(_) => call.headers.clone(),
+    };
     client.request(request).await
 }
 

@@ -27,6 +27,7 @@ mod exchange;
 use crate::process::{Control, Ended, KillReason, Orders, OutputHub, Writer};
 use bytes::Bytes;
 use client::Clients;
+use futures::{FutureExt, future::BoxFuture};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header::USER_AGENT};
 use jiff::Timestamp;
 use meepo_core::{
@@ -38,8 +39,18 @@ use meepo_core::{
     job::OutputKeep,
     run::{RunState, to_millis},
 };
-use std::{sync::Arc, time::Duration};
-use tokio::{sync::watch, task::JoinHandle, time::sleep};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use tokio::{sync::watch, time::sleep};
+
+/// What a run is told of itself: the variable that a process gets, and the header.
+static FACTS: [(&str, HeaderName); 6] = [
+    ("MEEPO_RUN_ID", HeaderName::from_static("meepo-run-id")),
+    ("MEEPO_NODE", HeaderName::from_static("meepo-node")),
+    ("MEEPO_SLOT", HeaderName::from_static("meepo-slot")),
+    ("MEEPO_ATTEMPT", HeaderName::from_static("meepo-attempt")),
+    ("MEEPO_JOB", HeaderName::from_static("meepo-job")),
+    ("MEEPO_FENCE", HeaderName::from_static("meepo-fence")),
+];
 
 /// A request to make.
 #[derive(Debug, Clone)]
@@ -69,12 +80,17 @@ impl Call {
             Invalid::new(Code::BAD_VALUE, field, "cannot be sent", "what RFC 9110 allows")
         };
         let method = request.method().parse().map_err(|_| bad("http.method".to_owned()))?;
-        let mut headers = HeaderMap::new();
+        let mut headers = HeaderMap::with_capacity(1 + FACTS.len() + request.headers.len());
         let agent = concat!("meepo/", env!("CARGO_PKG_VERSION"));
         headers.insert(USER_AGENT, HeaderValue::from_static(agent));
-        let facts = facts.into_iter().map(|(name, value)| (name.replace('_', "-"), value));
-        for (name, value) in request.headers.clone().into_iter().chain(facts) {
+        for (name, value) in &request.headers {
             let pair = name.parse::<HeaderName>().ok().zip(value.parse().ok());
+            let (key, value) = pair.ok_or_else(|| bad(format!("http.headers.{name}")))?;
+            headers.insert(key, value);
+        }
+        for (name, value) in facts {
+            let key = FACTS.iter().find(|(fact, _)| *fact == name).map(|(_, header)| header);
+            let pair = key.cloned().zip(HeaderValue::try_from(value).ok());
             let (key, value) = pair.ok_or_else(|| bad(format!("http.headers.{name}")))?;
             headers.insert(key, value);
         }
@@ -90,19 +106,19 @@ pub struct Requests {
 }
 
 impl Requests {
-    /// Makes `call` as run `run_id`, in a task of its own on the current tokio runtime.
+    /// Makes `call` as run `run_id` once it is waited for, within a tokio runtime.
     /// Whatever goes wrong is told by the run's end.
     pub fn start(&self, run_id: RunId, call: Call) -> Running {
         let (output, writer) = Writer::new(run_id, call.output.0, call.output.1);
         let (control, orders) = Control::new();
         let started_at = to_millis(Timestamp::now());
-        let ended = tokio::spawn(follow(self.clients.clone(), call, writer, orders));
+        // Boxed, as it is large and would be moved from hand to hand.
+        let ended = Box::pin(follow(self.clients.clone(), call, writer, orders));
         Running { started_at, control, output, ended }
     }
 }
 
 /// A request under way.
-#[derive(Debug)]
 pub struct Running {
     /// When it was begun, millisecond precision.
     pub started_at: Timestamp,
@@ -110,15 +126,16 @@ pub struct Running {
     pub control: Control,
     /// What it answers.
     pub output: OutputHub,
-    ended: JoinHandle<Ended>,
+    ended: BoxFuture<'static, Ended>,
 }
 
 impl Running {
     /// Waits for the end. The output is complete by then.
     pub async fn wait(self) -> Ended {
-        self.ended.await.unwrap_or_else(|e| {
-            // A defect of ours.
-            let message = format!("the task that made the request failed: {e}");
+        // Nothing is looked at any more that a panic may have left half done.
+        AssertUnwindSafe(self.ended).catch_unwind().await.unwrap_or_else(|_| {
+            // A defect of ours; the log has its words.
+            let message = "the worker failed at making the request".to_owned();
             let end = End { state: RunState::Lost, ..End::failed(Code::BUG, message) };
             end.at_last(self.output.counts())
         })

@@ -7,6 +7,7 @@ use super::{
     error::StartError,
     keep::Writer,
     pipes::{Input, Pipes},
+    procfs::start_time,
     runner::Orders,
     tree::Tree,
 };
@@ -21,7 +22,11 @@ use std::{
     collections::VecDeque, io, os::unix::process::ExitStatusExt, process::ExitStatus, sync::Arc,
     time::Duration,
 };
-use tokio::{process::Child, sync::watch, time::Instant};
+use tokio::{
+    process::Child,
+    sync::{oneshot, watch},
+    time::Instant,
+};
 
 /// After the process' end: how long to wait for output of others that hold its pipes …
 const SILENCE: Duration = Duration::from_millis(500);
@@ -47,6 +52,8 @@ pub(super) struct Drive {
     pub(super) timeout: Option<(Instant, Duration)>,
     /// Present if an exec helper stands between; see [`super::helper::report`].
     pub(super) nonce: Option<String>,
+    /// Who waits for the start time of the process, and when that is told.
+    pub(super) told: Option<(Instant, oneshot::Sender<Option<u64>>)>,
 }
 
 /// A kill under way.
@@ -123,7 +130,8 @@ impl Drive {
                     None => self.timeout.map(|(at, _)| at),
                 },
             };
-            let alarm = [alarm, self.writer.flush_at()].into_iter().flatten().min();
+            let told = self.told.as_ref().map(|(at, _)| *at);
+            let alarm = [alarm, told, self.writer.flush_at()].into_iter().flatten().min();
             if let Some(at) = alarm.filter(|at| *at != sleep.deadline()) {
                 sleep.as_mut().reset(at);
             }
@@ -153,6 +161,11 @@ impl Drive {
                     let now = Instant::now();
                     if self.writer.flush_at().is_some_and(|at| at <= now) {
                         self.writer.flush();
+                    }
+                    if let Some((_, told)) = self.told.take_if(|(at, _)| *at <= now) {
+                        // Its number is its own as long as nobody has waited for it.
+                        let start = self.child.id().filter(|_| exit.is_none()).and_then(start_time);
+                        let _ = told.send(start);
                     }
                     match &exit {
                         Some(e) if e.quiet_until.min(e.latest) <= now => break,
@@ -196,6 +209,7 @@ impl Drive {
             (None, Some(_)) => {}
             (None, None) => *killing = Some(Killing::new(reason, &self.plan, 0)),
         }
+        self.tree.root_is_child();
         if let Some(k) = killing {
             if orders.shutdown {
                 k.hurry();
@@ -210,6 +224,7 @@ impl Drive {
             *killing = Some(Killing::new(KillReason::Timeout, &self.plan, 0));
         }
         if let Some(k) = killing {
+            self.tree.root_is_child();
             k.step(&mut self.tree).await;
         }
     }

@@ -58,6 +58,13 @@ impl OutputHub {
         self.lock().closed
     }
 
+    /// Everything that is kept, if it is complete and not more than `bytes`.
+    pub(crate) fn complete(&self, bytes: usize) -> Option<Vec<Arc<OutputChunk>>> {
+        let kept = self.lock();
+        let fits = kept.closed && kept.chunks.iter().map(|c| c.data.len()).sum::<usize>() <= bytes;
+        fits.then(|| kept.chunks.clone())
+    }
+
     /// Hands on chunks, which must carry on where the last one stopped.
     pub(super) fn append(&self, chunks: impl IntoIterator<Item = OutputChunk>) {
         self.update(|kept| {
@@ -92,7 +99,10 @@ impl OutputHub {
 
     fn update(&self, change: impl FnOnce(&mut Kept)) {
         change(&mut self.lock());
-        self.shared.changed.send_replace(());
+        // Who follows from now on looks first.
+        if self.shared.changed.receiver_count() > 0 {
+            self.shared.changed.send_replace(());
+        }
     }
 }
 

@@ -70,7 +70,7 @@ pub use leftover::{Leftover, Leftovers};
 pub(crate) use procfs::RUN_VARIABLE;
 pub use procfs::{is_alive, start_time};
 pub(crate) use runner::Orders;
-pub use runner::{Control, Runner, RunnerOptions, Running};
+pub use runner::{Began, Control, Runner, RunnerOptions, Running};
 pub use surviving::{Found, Surviving};
 
 #[cfg(test)]

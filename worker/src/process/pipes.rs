@@ -6,7 +6,7 @@ use nix::fcntl::{SpliceFFlags, splice};
 use std::{
     fs::File,
     future::poll_fn,
-    io,
+    io::{self, PipeReader},
     mem::MaybeUninit,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -14,7 +14,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWriteExt, ReadBuf},
     net::unix::pipe::Receiver,
-    process::{ChildStderr, ChildStdin, ChildStdout},
+    process::ChildStdin,
 };
 
 /// What a pipe holds unless its size was changed: all of it is read at once.
@@ -67,12 +67,9 @@ pub(super) struct Pipes {
 
 impl Pipes {
     /// Errors: the system refuses to watch a pipe.
-    pub(super) fn new(
-        stdout: Option<ChildStdout>,
-        stderr: Option<ChildStderr>,
-    ) -> io::Result<Self> {
-        let stdout = stdout.map(|p| Receiver::from_owned_fd(p.into_owned_fd()?)).transpose()?;
-        let stderr = stderr.map(|p| Receiver::from_owned_fd(p.into_owned_fd()?)).transpose()?;
+    pub(super) fn new(stdout: PipeReader, stderr: PipeReader) -> io::Result<Self> {
+        let stdout = Some(Receiver::from_owned_fd(stdout.into())?);
+        let stderr = Some(Receiver::from_owned_fd(stderr.into())?);
         Ok(Self { stdout, stderr, stderr_first: false, null: None })
     }
 

@@ -18,6 +18,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// starts inherits it.
 pub(crate) const RUN_VARIABLE: &str = "MEEPO_RUN_ID";
 
+/// The place of the start time among the fields after the name in `/proc/<pid>/stat`.
+const START: usize = 19;
+
 /// One process that has not ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Process {
@@ -53,6 +56,14 @@ impl Process {
         Ok(stat.and_then(|stat| Self::parse(pid, &String::from_utf8_lossy(&stat))))
     }
 
+    /// When `pid` was started, also if it has ended and nobody has waited for it.
+    pub(super) fn started(pid: u32) -> Option<u64> {
+        let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+        let stat = String::from_utf8_lossy(&stat);
+        let (_, rest) = stat.rsplit_once(')')?;
+        rest.split_ascii_whitespace().nth(START)?.parse().ok()
+    }
+
     /// The second field is the program's name in parentheses and may hold anything, so
     /// counting begins after the last `)`; see proc_pid_stat(5).
     fn parse(pid: u32, stat: &str) -> Option<Self> {
@@ -60,7 +71,7 @@ impl Process {
         let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
         let number = |n: usize| fields.get(n)?.parse::<u32>().ok();
         let (parent, group, session) = (number(1)?, number(2)?, number(3)?);
-        let start = fields.get(19)?.parse().ok()?;
+        let start = fields.get(START)?.parse().ok()?;
         let running = match *fields.first()? {
             // The first thread has ended, others may go on.
             "Z" => number(17)? > 1,

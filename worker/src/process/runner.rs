@@ -26,6 +26,7 @@ use std::{
     path::PathBuf,
     process::Stdio,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 use tokio::{
     runtime::Handle,
@@ -43,11 +44,14 @@ pub struct RunnerOptions {
     pub helper: PathBuf,
     /// Where control groups for runs are made. Default: nowhere.
     pub cgroups: Option<Arc<Cgroups>>,
+    /// Of a command that ends within this time nobody learns the start time of its process,
+    /// which would take a tenth of what the command itself does. Default: none does.
+    pub brief: Duration,
 }
 
 impl Default for RunnerOptions {
     fn default() -> Self {
-        Self { threads: 2, helper: "/proc/self/exe".into(), cgroups: None }
+        Self { threads: 2, helper: "/proc/self/exe".into(), cgroups: None, brief: Duration::ZERO }
     }
 }
 
@@ -81,6 +85,7 @@ pub(super) struct Spawner {
     pub(super) helper: PathBuf,
     pub(super) cgroups: Option<Arc<Cgroups>>,
     scanner: Arc<Scanner>,
+    brief: Duration,
 }
 
 impl Runner {
@@ -92,6 +97,7 @@ impl Runner {
             own: Account::own(),
             helper: options.helper,
             cgroups: options.cgroups,
+            brief: options.brief,
             // No run is older than its worker.
             scanner: Scanner::new(start_time(std::process::id()).unwrap_or(0)),
         });
@@ -152,9 +158,13 @@ impl Spawner {
             // A session makes a group of its own, but only for who does not lead one yet.
             std.process_group(0);
         }
+        // Made here, as those of tokio would be registered with its driver twice.
+        let (stdout, stderr) = io::pipe()
+            .and_then(|stdout| Ok((stdout, io::pipe()?)))
+            .map_err(|e| resolve::explain(&e, &prepared.program, &prepared.cwd))?;
         std.stdin(if stdin.is_some() { Stdio::piped() } else { Stdio::null() })
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+            .stdout(stdout.1)
+            .stderr(stderr.1);
         let (mut child, awaited) = children::spawn_awaited(|| {
             let child = tokio::process::Command::from(std).spawn()?;
             // Present: the child has not been waited for.
@@ -165,23 +175,22 @@ impl Spawner {
         let started = tokio::time::Instant::now();
         let started_at = to_millis(Timestamp::now());
         let pid = child.id().unwrap_or_default();
-        let pid_start_time = start_time(pid);
+        let (told, began) = oneshot::channel();
         let (limit, keep) = (command.output_limit, command.output_keep);
         let (output, writer) = Writer::new(run_id, limit, keep);
         let (control, received) = Control::new();
         let input = Input::new(child.stdin.take().zip(stdin.map(String::into_bytes)));
-        let pipes = Pipes::new(child.stdout.take(), child.stderr.take()).map_err(|e| {
+        let pipes = Pipes::new(stdout.0, stderr.0).map_err(|e| {
             let _ = tree::signal_group(pid, nix::sys::signal::Signal::SIGKILL);
             // Before it leads a session it is in the worker's group.
             let _ = child.start_kill();
             StartError::new(StartProblem::Resources, format!("cannot read its output: {e}"))
         })?;
-        let root = Some((pid, pid_start_time.unwrap_or(0)));
         let (run, cgroup) = (run_id.to_string(), prepared.cgroup);
         let drive = Drive {
             child,
             awaited,
-            tree: Tree::new(self.scanner.clone(), root, run, cgroup.clone()),
+            tree: Tree::new(self.scanner.clone(), Some((pid, 0)), run, cgroup.clone()),
             cgroup,
             input,
             pipes,
@@ -190,9 +199,46 @@ impl Spawner {
             plan: command.kill,
             timeout: command.timeout.map(|t| (started + t, t)),
             nonce: prepared.nonce,
+            told: Some((started + self.brief, told)),
         };
         let ended = runtime.spawn(drive.run());
-        Ok(Running { run_id, pid, pid_start_time, started_at, control, output, ended })
+        let began = Began::Told(began);
+        Ok(Running { run_id, pid, began, started_at, control, output, ended })
+    }
+}
+
+/// How to learn when the process of a command was started.
+#[derive(Debug)]
+pub enum Began {
+    /// It is known, if it ever was.
+    Known(Option<u64>),
+    /// It is told once the command has run for [`RunnerOptions::brief`].
+    Told(oneshot::Receiver<Option<u64>>),
+}
+
+impl Began {
+    /// What is known, once the command has run for [`RunnerOptions::brief`] or has ended.
+    pub(super) async fn told(self) -> Option<u64> {
+        match self {
+            Self::Known(start) => start,
+            Self::Told(told) => told.await.ok().flatten(),
+        }
+    }
+
+    /// Waits until the command has run for `brief` or what the runner takes for that, and
+    /// answers the [`start_time`](super::start_time) of its process, if that still runs.
+    /// Never ready if the command ends before.
+    pub async fn long(self, brief: Duration) -> Option<u64> {
+        match self {
+            Self::Known(start) => {
+                tokio::time::sleep(brief).await;
+                start
+            }
+            Self::Told(told) => match told.await {
+                Ok(start) => start,
+                Err(_) => std::future::pending().await,
+            },
+        }
     }
 }
 
@@ -203,8 +249,8 @@ pub struct Running {
     pub run_id: RunId,
     /// Process id; also the id of its process group.
     pub pid: u32,
-    /// See [`start_time`](super::start_time); `None` if it ended at once.
-    pub pid_start_time: Option<u64>,
+    /// The start time of its process.
+    pub began: Began,
     /// When it was started, millisecond precision.
     pub started_at: Timestamp,
     /// Ends it.

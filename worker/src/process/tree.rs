@@ -28,7 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Tree {
     scanner: Arc<Scanner>,
-    /// The command's process, also the number of its group.
+    /// The command's process, also the number of its group, and when it was started; 0 as
+    /// long as nobody has looked.
     root: Option<(u32, u64)>,
     /// The run's id, as in the environment.
     run: String,
@@ -38,7 +39,7 @@ pub(super) struct Tree {
 }
 
 impl Tree {
-    /// Of the run `run`, whose command is process `root` with its start time.
+    /// Of the run `run`, whose command is process `root` with its start time, if known.
     pub(super) fn new(
         scanner: Arc<Scanner>,
         root: Option<(u32, u64)>,
@@ -46,6 +47,14 @@ impl Tree {
         cgroup: Option<Arc<RunCgroup>>,
     ) -> Self {
         Self { scanner, root, run, cgroup, known: BTreeMap::new() }
+    }
+
+    /// Looks up when the command was started, unless that is known. It must be a child that
+    /// nobody has waited for, so that its number is its own.
+    pub(super) fn root_is_child(&mut self) {
+        if let Some((pid, start @ 0)) = &mut self.root {
+            *start = Process::started(*pid).unwrap_or(0);
+        }
     }
 
     /// The processes of the run that have not ended, and whether these are all.

@@ -4,6 +4,7 @@
 use super::{
     disk::Disk,
     error::StateError,
+    journal::Latest,
     open::{Lock, Opened},
     spool::{Meter, SpoolStats},
 };
@@ -47,6 +48,10 @@ pub(super) struct Context {
     pub(super) spool_limit: u64,
     /// Run ids remembered, at most.
     pub(super) seen_limit: i64,
+    /// Attempts may wait; false if surely none does.
+    pub(super) has_waits: bool,
+    /// Forgotten when a transaction fails.
+    pub(super) latest: Latest,
     /// Rows were deleted; the file may be worth making smaller.
     pub(super) freed: bool,
     /// Where the meter is published.
@@ -143,7 +148,7 @@ where
 pub(super) fn run(
     opened: Opened,
     limits: (u64, i64),
-    meter: Meter,
+    (meter, has_waits): (Meter, bool),
     mut queue: mpsc::Receiver<Message>,
     counters: &Arc<Counters>,
     stats: watch::Sender<SpoolStats>,
@@ -155,6 +160,8 @@ pub(super) fn run(
         refused: HashMap::new(),
         spool_limit: limits.0,
         seen_limit: limits.1,
+        has_waits,
+        latest: Latest::default(),
         freed: true,
         stats,
         _lock: opened.lock,
@@ -239,6 +246,7 @@ impl Context {
             self.stats.send_if_modified(|s| s.update(&self.meter));
         } else {
             (self.meter, self.refused) = before;
+            self.latest = Latest::default();
             // Some errors have rolled back already.
             if !self.conn.is_autocommit()
                 && let Err(error) = self.sql("ROLLBACK")

@@ -3,22 +3,33 @@
 use super::{
     cursor::{self, millis},
     engine::Context,
+    push_all,
     spool::{self, Row},
     waits::{self, WaitEntry},
 };
 use jiff::{SignedDuration, Timestamp};
 use meepo_core::{
     id::{Name, RunId},
-    run::{Cause, RunRecord},
+    run::{Cause, OutputChunk, RunRecord},
 };
 use rusqlite::{Connection, Result, params};
-use std::collections::HashSet;
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// How long a run id is remembered.
 const SEEN_FOR: SignedDuration = SignedDuration::from_hours(7 * 24);
 
 /// Old run ids are looked for each time that many have been added.
 const PRUNE_EVERY: i64 = 256;
+
+/// Ids in [`Latest`], at most: more runs than are under way at a time.
+const LATEST: usize = 2048;
+
+/// How long an id stays there: far less than it is remembered.
+const FRESH: Duration = Duration::from_secs(24 * 3600);
 
 /// What came of [`State::begin_run`](super::State::begin_run).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,9 +73,37 @@ pub(super) struct Entry {
 
 impl Entry {
     pub(super) fn new(record: &RunRecord) -> Self {
-        // A record has only string keys and no failing `Serialize`.
-        let json = serde_json::to_string(record).unwrap_or_default();
+        let json = String::from_utf8(spool::json(record)).unwrap_or_default();
         Self { run_id: record.run_id, again: may_come_again(record), json }
+    }
+}
+
+/// The run ids that were remembered last: they are there for long, and need not be looked up.
+#[derive(Debug, Default)]
+pub(super) struct Latest {
+    ids: HashSet<RunId>,
+    /// In their order, with the time.
+    order: VecDeque<(RunId, Instant)>,
+}
+
+impl Latest {
+    fn add(&mut self, run_id: RunId, seen_limit: i64) {
+        self.order.push_back((run_id, Instant::now()));
+        self.ids.insert(run_id);
+        let most = usize::try_from(seen_limit / 2).unwrap_or(0).min(LATEST);
+        while self.order.len() > most
+            && let Some((oldest, _)) = self.order.pop_front()
+        {
+            self.ids.remove(&oldest);
+        }
+    }
+
+    fn holds(&mut self, run_id: RunId) -> bool {
+        while let Some((oldest, _)) = self.order.front().filter(|(_, at)| at.elapsed() > FRESH) {
+            self.ids.remove(oldest);
+            self.order.pop_front();
+        }
+        self.ids.contains(&run_id)
     }
 }
 
@@ -78,6 +117,7 @@ fn remember(cx: &mut Context, run_id: RunId) -> Result<bool> {
     if new == 0 {
         return Ok(false);
     }
+    cx.latest.add(run_id, cx.seen_limit);
     let id = cx.conn.last_insert_rowid();
     if id % PRUNE_EVERY == 0 {
         cx.conn.prepare_cached("DELETE FROM seen WHERE id <= ?1")?.execute([id - cx.seen_limit])?;
@@ -118,21 +158,32 @@ pub(super) fn begin(
     entry: &Entry,
     cursor: Option<&(Name, Timestamp)>,
 ) -> Result<Begin> {
-    let id = entry.run_id.0.as_bytes();
-    let open = cx.conn.prepare_cached("SELECT 1 FROM journal WHERE run_id = ?1")?.exists([id])?;
-    if open || (entry.again && !remember(cx, entry.run_id)?) {
+    let new = cx
+        .conn
+        .prepare_cached("INSERT OR IGNORE INTO journal (run_id, record) VALUES (?1, ?2)")?
+        .execute(params![entry.run_id.0.as_bytes(), entry.json])?;
+    if new == 0 {
+        return Ok(Begin::KnownRun);
+    }
+    if entry.again && !remember(cx, entry.run_id)? {
+        close(&cx.conn, entry.run_id)?;
         return Ok(Begin::KnownRun);
     }
     if let Some((job, slot)) = cursor
         && let Some(cursor) = cursor::advance(&cx.conn, job, *slot, 1)?
     {
+        close(&cx.conn, entry.run_id)?;
         return Ok(Begin::SlotTaken { cursor });
     }
-    waits::remove(&cx.conn, entry.run_id)?;
-    cx.conn
-        .prepare_cached("INSERT INTO journal (run_id, record) VALUES (?1, ?2)")?
-        .execute(params![id, entry.json])?;
+    waits::remove(cx, entry.run_id)?;
     Ok(Begin::New)
+}
+
+/// Takes a run out of the journal.
+fn close(conn: &Connection, run_id: RunId) -> Result<()> {
+    conn.prepare_cached("DELETE FROM journal WHERE run_id = ?1")?
+        .execute([run_id.0.as_bytes()])
+        .map(drop)
 }
 
 /// See [`State::started`](super::State::started).
@@ -143,23 +194,46 @@ pub(super) fn started(cx: &Context, run_id: RunId, pid: u32, start: u64) -> Resu
         .map(drop)
 }
 
-/// See [`State::end_run_with`](super::State::end_run_with).
-pub(super) fn end(cx: &mut Context, record: &RunRecord, next: Option<&WaitEntry>) -> Result<u64> {
-    let run_id = record.run_id;
-    cx.conn
-        .prepare_cached("DELETE FROM journal WHERE run_id = ?1")?
-        .execute([run_id.0.as_bytes()])?;
-    if may_come_again(record) {
-        // Once more: a long run may have outlived the memory of its beginning.
-        remember(cx, run_id)?;
+/// The end of a run, as it is written.
+#[derive(Debug)]
+pub(super) struct End {
+    run_id: RunId,
+    again: bool,
+    output: Vec<Row>,
+    record: Row,
+    next: Option<WaitEntry>,
+}
+
+impl End {
+    pub(super) fn new(
+        record: &RunRecord,
+        output: &[Arc<OutputChunk>],
+        next: Option<&WaitEntry>,
+    ) -> Self {
+        Self {
+            run_id: record.run_id,
+            again: may_come_again(record),
+            output: output.iter().map(|c| Row::chunk(c)).collect(),
+            record: Row::record(record),
+            next: next.cloned(),
+        }
     }
-    let refused = cx.refused.remove(&run_id).unwrap_or(0);
-    let row = match refused {
-        0 => Row::record(record),
-        n => Row::record(&RunRecord { dropped_bytes: record.dropped_bytes + n, ..record.clone() }),
-    };
-    spool::push(cx, &row)?;
-    next.map_or(Ok(()), |wait| waits::put(&cx.conn, wait))?;
+}
+
+/// See [`State::end_run_with`](super::State::end_run_with).
+pub(super) fn end(cx: &mut Context, end: &End) -> Result<u64> {
+    close(&cx.conn, end.run_id)?;
+    if end.again && !cx.latest.holds(end.run_id) {
+        // Once more: a long run may have outlived the memory of its beginning.
+        remember(cx, end.run_id)?;
+    }
+    push_all(cx, &end.output)?;
+    let refused = cx.refused.remove(&end.run_id).unwrap_or(0);
+    match refused {
+        0 => spool::push(cx, &end.record)?,
+        n => spool::push(cx, &end.record.with_dropped(n))?,
+    }
+    end.next.as_ref().map_or(Ok(()), |wait| waits::put(cx, wait))?;
     Ok(refused)
 }
 
@@ -191,7 +265,7 @@ pub(super) fn note(
         return Ok(Begin::SlotTaken { cursor });
     }
     for note in notes {
-        waits::remove(&cx.conn, note.run_id)?;
+        waits::remove(cx, note.run_id)?;
         if !note.again || remember(cx, note.run_id)? {
             spool::push(cx, &note.row)?;
         }

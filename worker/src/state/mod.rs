@@ -6,7 +6,7 @@
 //! | `journal` | runs begun and not known to have ended |
 //! | `seen` | ids of runs begun or ended lately (7 days, 100,000 at most), so that a trigger that comes again after a restart starts nothing |
 //! | `waits` | further attempts that were promised and have not begun |
-//! | `spool` | records and output on their way to the log store |
+//! | `spooled` | records and output on their way to the log store |
 //! | `snapshot` | the last known assignments, for a start without etcd |
 //!
 //! The handle [`State`] sends operations to the thread over a bounded queue. The thread
@@ -37,7 +37,7 @@ pub use waits::WaitEntry;
 
 use engine::{Call, Context, Counters, Message};
 use jiff::Timestamp;
-use journal::{Entry, Note};
+use journal::{End, Entry, Note};
 use meepo_core::{
     id::{Name, RunId},
     run::{OutputChunk, RunRecord},
@@ -105,18 +105,18 @@ impl State {
     /// uses the directory, the file is damaged or of a newer version, or the disk refuses.
     pub fn open(options: &StateOptions) -> Result<Self, StateError> {
         let opened = open::open(&options.dir)?;
-        let meter =
-            spool::measure(&opened.conn).map_err(|e| StateError::sqlite(&opened.path, &e))?;
+        let found = spool::measure(&opened.conn).and_then(|m| Ok((m, waits::any(&opened.conn)?)));
+        let found = found.map_err(|e| StateError::sqlite(&opened.path, &e))?;
         let (queue, receiver) = mpsc::channel(1024);
         let counters = Arc::new(Counters { lost: options.lost.clone(), ..Counters::default() });
         let mut stats = SpoolStats::default();
-        stats.update(&meter);
+        stats.update(&found.0);
         let (sender, stats) = watch::channel(stats);
         let limits = (options.spool_limit, i64::from(options.seen_limit));
         let shared = counters.clone();
         std::thread::Builder::new()
             .name("state".into())
-            .spawn(move || engine::run(opened, limits, meter, receiver, &shared, sender))
+            .spawn(move || engine::run(opened, limits, found, receiver, &shared, sender))
             .map_err(|e| {
                 StateError::new(StateProblem::Io, format!("cannot start the state's thread: {e}"))
             })?;
@@ -155,17 +155,19 @@ impl State {
     /// neither. The id stays known for a while. Answers how many bytes of its output a
     /// full spool refused; the record in the spool counts them as dropped.
     pub async fn end_run(&self, record: &RunRecord) -> Result<u64, StateError> {
-        self.end_run_with(record, None).await
+        self.end_run_with(record, &[], None).await
     }
 
-    /// [`end_run`](Self::end_run) that also promises the next attempt, all or nothing.
+    /// [`end_run`](Self::end_run) that also puts what is left of the run's output into the
+    /// spool and promises the next attempt, all or nothing.
     pub async fn end_run_with(
         &self,
         record: &RunRecord,
+        output: &[Arc<OutputChunk>],
         next: Option<&WaitEntry>,
     ) -> Result<u64, StateError> {
-        let (record, next) = (record.clone(), next.cloned());
-        self.call(move |cx| journal::end(cx, &record, next.as_ref())).await
+        let end = End::new(record, output, next);
+        self.call(move |cx| journal::end(cx, &end)).await
     }
 
     /// Puts records of slots for which nothing was started (missed, skipped) into the

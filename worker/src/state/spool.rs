@@ -32,9 +32,18 @@ pub(super) struct Row {
 
 impl Row {
     pub(super) fn record(record: &RunRecord) -> Self {
-        // A record has only string keys and no failing `Serialize`.
-        let payload = serde_json::to_vec(record).unwrap_or_default();
-        Self { kind: RECORD, payload }
+        Self { kind: RECORD, payload: json(record) }
+    }
+
+    /// The same record with `bytes` more of its output lost. Anything but a record stays.
+    pub(super) fn with_dropped(&self, bytes: u64) -> Self {
+        match Self::decode(self.kind, &self.payload) {
+            Some(SpoolItem::Record(mut record)) => {
+                record.dropped_bytes += bytes;
+                Self::record(&record)
+            }
+            _ => Self { kind: self.kind, payload: self.payload.clone() },
+        }
     }
 
     /// Run id, seq (little endian), stream, time in ms (little endian), the bytes.
@@ -64,6 +73,15 @@ impl Row {
     }
 }
 
+/// A record as JSON.
+pub(super) fn json(record: &RunRecord) -> Vec<u8> {
+    // Hardly ever has it to grow.
+    let mut json = Vec::with_capacity(512 + record.cmd.len());
+    // It has only string keys and no failing `Serialize`.
+    let _ = serde_json::to_writer(&mut json, record);
+    json
+}
+
 fn decode_chunk(payload: &[u8]) -> Option<OutputChunk> {
     let (id, rest) = payload.split_first_chunk::<16>()?;
     let (seq, rest) = rest.split_first_chunk::<8>()?;
@@ -83,7 +101,7 @@ fn decode_chunk(payload: &[u8]) -> Option<OutputChunk> {
 pub(super) struct Meter {
     rows: u64,
     bytes: u64,
-    last_id: i64,
+    pub(super) last_id: i64,
     oldest_ms: Option<i64>,
     dropped_chunks: u64,
     dropped_bytes: u64,
@@ -98,7 +116,7 @@ pub struct SpoolStats {
     pub bytes: u64,
     /// When the oldest item was put in.
     pub oldest: Option<Timestamp>,
-    /// The id of the newest item ever put in.
+    /// The id of the newest item put in, as far as this process knows.
     pub last_id: i64,
     /// Chunks refused since this process started because the spool was full …
     pub dropped_chunks: u64,
@@ -155,8 +173,8 @@ impl From<&Batch> for Acked {
 pub(super) fn measure(conn: &Connection) -> Result<Meter> {
     let (rows, bytes, last_id): (i64, i64, i64) = conn.query_row(
         "SELECT count(*), coalesce(sum(length(payload) + ?1), 0),
-                (SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'spool')
-         FROM spool",
+                coalesce(max(id), 0)
+         FROM spooled",
         [ROW],
         |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)),
     )?;
@@ -170,7 +188,7 @@ pub(super) fn measure(conn: &Connection) -> Result<Meter> {
 }
 
 fn oldest(conn: &Connection) -> Result<Option<i64>> {
-    let mut s = conn.prepare_cached("SELECT at FROM spool ORDER BY id LIMIT 1")?;
+    let mut s = conn.prepare_cached("SELECT at FROM spooled ORDER BY id LIMIT 1")?;
     let mut rows = s.query([])?;
     rows.next()?.map(|r| r.get(0)).transpose()
 }
@@ -188,21 +206,24 @@ pub(super) fn push(cx: &mut Context, row: &Row) -> Result<()> {
         return Ok(());
     }
     let now = Timestamp::now().as_millisecond();
+    // Never used again as long as this process lives: an acknowledgement that comes late
+    // must do no harm.
+    let id = cx.meter.last_id + 1;
     cx.conn
-        .prepare_cached("INSERT INTO spool (kind, at, payload) VALUES (?1, ?2, ?3)")?
-        .execute(params![row.kind, now, row.payload])?;
+        .prepare_cached("INSERT INTO spooled (id, kind, at, payload) VALUES (?1, ?2, ?3, ?4)")?
+        .execute(params![id, row.kind, now, row.payload])?;
     cx.meter.rows += 1;
     cx.meter.bytes += size;
-    cx.meter.last_id = cx.conn.last_insert_rowid();
+    cx.meter.last_id = id;
     cx.meter.oldest_ms.get_or_insert(now);
     Ok(())
 }
 
 /// The oldest items after `after`, up to `max_items` and about `max_bytes`, at least one.
 pub(super) fn peek(cx: &Context, after: i64, max_items: usize, max_bytes: usize) -> Result<Batch> {
-    let mut statement = cx
-        .conn
-        .prepare_cached("SELECT id, kind, payload FROM spool WHERE id > ?1 ORDER BY id LIMIT ?2")?;
+    let mut statement = cx.conn.prepare_cached(
+        "SELECT id, kind, payload FROM spooled WHERE id > ?1 ORDER BY id LIMIT ?2",
+    )?;
     let mut rows = statement.query(params![after, max_items as i64])?;
     let (mut batch, mut bytes) = (Batch::default(), 0);
     while let Some(row) = rows.next()? {
@@ -224,7 +245,7 @@ pub(super) fn peek(cx: &Context, after: i64, max_items: usize, max_bytes: usize)
 /// Deletes a batch with everything before it.
 pub(super) fn ack(cx: &mut Context, batch: &Acked) -> Result<()> {
     let deleted =
-        cx.conn.prepare_cached("DELETE FROM spool WHERE id <= ?1")?.execute([batch.last_id])?
+        cx.conn.prepare_cached("DELETE FROM spooled WHERE id <= ?1")?.execute([batch.last_id])?
             as u64;
     if deleted == batch.rows {
         cx.meter.rows = cx.meter.rows.saturating_sub(deleted);

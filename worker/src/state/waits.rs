@@ -3,6 +3,7 @@
 use super::{
     State, StateError,
     cursor::{instant, millis},
+    engine::Context,
 };
 use jiff::Timestamp;
 use meepo_core::id::RunId;
@@ -28,20 +29,31 @@ impl State {
 
     /// Gives up an attempt that waits, without a record. Does nothing if it is not there.
     pub async fn remove_wait(&self, run_id: RunId) -> Result<(), StateError> {
-        self.call(move |cx| remove(&cx.conn, run_id)).await
+        self.call(move |cx| remove(cx, run_id)).await
     }
 }
 
-pub(super) fn put(conn: &Connection, wait: &WaitEntry) -> Result<()> {
-    conn.prepare_cached("INSERT OR REPLACE INTO waits (run_id, due, plan) VALUES (?1, ?2, ?3)")?
+pub(super) fn put(cx: &mut Context, wait: &WaitEntry) -> Result<()> {
+    cx.has_waits = true;
+    cx.conn
+        .prepare_cached("INSERT OR REPLACE INTO waits (run_id, due, plan) VALUES (?1, ?2, ?3)")?
         .execute(params![wait.run_id.0.as_bytes(), millis(wait.due), wait.plan])
         .map(drop)
 }
 
-pub(super) fn remove(conn: &Connection, run_id: RunId) -> Result<()> {
-    conn.prepare_cached("DELETE FROM waits WHERE run_id = ?1")?
+pub(super) fn remove(cx: &Context, run_id: RunId) -> Result<()> {
+    if !cx.has_waits {
+        return Ok(());
+    }
+    cx.conn
+        .prepare_cached("DELETE FROM waits WHERE run_id = ?1")?
         .execute([run_id.0.as_bytes()])
         .map(drop)
+}
+
+/// Whether any attempt waits.
+pub(super) fn any(conn: &Connection) -> Result<bool> {
+    conn.prepare("SELECT 1 FROM waits LIMIT 1")?.exists([])
 }
 
 fn all(conn: &Connection) -> Result<Vec<WaitEntry>> {

@@ -89,6 +89,8 @@ enum Part {
     Memory,
     /// One command or job after the other, and bursts.
     Rounds,
+    /// Runs of `executor: http` and plain requests only, of the rounds.
+    Requests,
     /// What a worker sustains.
     Sustained,
     /// A busy schedule.
@@ -177,6 +179,10 @@ async fn bench(args: &Args) -> Result<()> {
         eprintln!("{} rounds of about {:.0} s", args.rounds, 14.0 * span.as_secs_f64());
         found = rounds(args, span).await?;
     }
+    // Part of the rounds, and fast by itself.
+    if args.only.contains(&Part::Requests) && !args.wants(Part::Rounds) {
+        found = requests(args.rounds, span).await?;
+    }
     let sustained = match args.wants(Part::Sustained) {
         true => sustained::measure(args.rounds, args.due).await?,
         false => Vec::new(),
@@ -245,6 +251,23 @@ async fn rounds(args: &Args, span: Duration) -> Result<Found> {
             }
         }
         eprintln!("round {} of {}", n + 1, args.rounds);
+    }
+    Ok(found)
+}
+
+/// Requests alone, which need no cluster.
+async fn requests(rounds: u32, span: Duration) -> Result<Found> {
+    let dir = tempfile::tempdir()?;
+    let http = http::Http::new(dir.path()).await?;
+    let mut found = Found::new();
+    for n in 0..=rounds {
+        // As in the rounds of everything, the first is not what is asked for.
+        let plain = http.plain(span).await?;
+        let runs = http.runs(span).await?;
+        if n > 0 {
+            found.entry("request").or_default().rounds.push(plain);
+            found.entry("request_runs").or_default().rounds.push(runs);
+        }
     }
     Ok(found)
 }

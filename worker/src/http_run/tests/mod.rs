@@ -33,8 +33,12 @@ fn call(url: &str, request: Value) -> Call {
     call_with(url, request, Some(DEADLINE), 1 << 20)
 }
 
+/// A request that is under way before it is waited for.
 fn start(call: Call) -> Running {
-    Requests::default().start(RunId(uuid::Uuid::now_v7()), call)
+    let mut running = Requests::default().start(RunId(uuid::Uuid::now_v7()), call);
+    let ended = tokio::spawn(running.ended);
+    running.ended = Box::pin(async { ended.await.unwrap() });
+    running
 }
 
 /// What one stream of a run kept.

@@ -5,7 +5,7 @@ use crate::process::{
     command::Ended,
     hub::OutputHub,
     leftover::{Leftover, Leftovers},
-    runner::{Control, Orders, Running},
+    runner::{Began, Control, Orders, Running},
 };
 use jiff::Timestamp;
 use meepo_core::{
@@ -29,7 +29,7 @@ pub(super) fn follow(files: Files, started: Started, leftovers: Arc<Leftovers>) 
     Running {
         run_id: follow.files.run_id(),
         pid: started.pid,
-        pid_start_time: started.pid_start_time,
+        began: Began::Known(started.pid_start_time),
         started_at: started.at,
         control,
         output,

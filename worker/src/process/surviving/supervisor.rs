@@ -6,7 +6,7 @@ use crate::process::{
     children::take_in_orphans,
     command::{Ended, KillPlan, KillReason},
     hub::OutputHub,
-    runner::{Control, Runner, RunnerOptions},
+    runner::{Began, Control, Runner, RunnerOptions},
 };
 use anyhow::Context;
 use jiff::Timestamp;
@@ -83,7 +83,9 @@ pub(super) async fn supervise(
             return Ok(());
         }
     };
-    let (pid, pid_start_time, at) = (running.pid, running.pid_start_time, running.started_at);
+    let (pid, at) = (running.pid, running.started_at);
+    let began = std::mem::replace(&mut running.began, Began::Known(None));
+    let pid_start_time = began.told().await;
     if let Err(e) = files.put_started(&Started { pid, pid_start_time, at }) {
         // A worker could not find it.
         running.control.kill_with(KillReason::Shutdown, KillPlan::NOW);

@@ -142,8 +142,16 @@ async fn a_file_of_the_first_version_is_brought_up_to_date() {
     conn.execute_batch(include_str!("../schema_1.sql")).unwrap();
     conn.execute_batch("INSERT INTO cursor VALUES ('backup', 5000); PRAGMA user_version = 1")
         .unwrap();
+    let spooled = record(RunState::Success);
+    conn.execute(
+        "INSERT INTO spool (id, kind, at, payload) VALUES (7, 1, 0, ?1)",
+        [serde_json::to_vec(&spooled).unwrap()],
+    )
+    .unwrap();
     drop(conn);
     let state = open(&dir);
+    let batch = state.peek(10, 1 << 20).await.unwrap();
+    assert_eq!((batch.items, batch.last_id), (vec![SpoolItem::Record(spooled)], 7));
     let cursor = Cursor { slot: at(5), runs: 0 };
     assert_eq!(state.cursors().await.unwrap(), [(job("backup"), cursor)].into());
     assert!(state.waits().await.unwrap().is_empty());

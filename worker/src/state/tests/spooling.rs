@@ -103,7 +103,9 @@ async fn what_cannot_be_read_does_not_block_what_follows() {
     let state = open(&dir);
     state
         .call(|cx| {
-            let sql = "INSERT INTO spool (kind, at, payload) VALUES (77, 0, 'x'), (2, 0, 'short')";
+            let sql = "INSERT INTO spooled (kind, at, payload)
+                       VALUES (77, 0, 'x'), (2, 0, 'short')";
+            cx.meter.last_id += 2;
             cx.conn.execute_batch(sql)
         })
         .await
