@@ -1,5 +1,9 @@
 //! The command line: what can be said, not what it does.
 
+mod node;
+
+pub(crate) use node::NodeCommand;
+
 use crate::{client::DEFAULT_MASTER, error::EXIT_HELP, output::Format};
 use clap::{Args, Parser, Subcommand, ValueHint};
 use jiff::Timestamp;
@@ -118,6 +122,10 @@ pub(crate) struct RunArgs {
     /// Which nodes: `all`, a node, `group=web`, `role=db and disk.free > 1TB limit 3`.
     #[arg(short, long, value_name = "TARGET")]
     pub(crate) target: String,
+    /// Run this bash script on all of them first and the command only where it exits with 0,
+    /// at most on as many nodes as the target's limit. Without a command: tell who passed.
+    #[arg(long, value_name = "SCRIPT")]
+    pub(crate) probe: Option<String>,
     /// Longest time the command may take on a node [default: 30s].
     #[arg(long, value_name = "DURATION")]
     pub(crate) timeout: Option<HumanDuration>,
@@ -138,7 +146,7 @@ pub(crate) struct RunArgs {
     pub(crate) no_prefix: bool,
     /// The command.
     #[arg(
-        required = true,
+        required_unless_present = "probe",
         trailing_var_arg = true,
         allow_hyphen_values = true,
         value_name = "CMD"
@@ -271,34 +279,6 @@ pub(crate) struct KillArgs {
     pub(crate) runs: Vec<String>,
 }
 
-/// `meepo node …`.
-#[derive(Debug, Subcommand)]
-pub(crate) enum NodeCommand {
-    /// List nodes.
-    List,
-    /// Show a node, its facts, labels and problems.
-    Get {
-        /// The node.
-        name: Name,
-    },
-    /// Let a node finish what it runs and take nothing new, also after restarts.
-    Drain {
-        /// The node.
-        name: Name,
-        /// Kill what runs still after this time [default: let it run to its end].
-        #[arg(long, value_name = "DURATION")]
-        deadline: Option<HumanDuration>,
-        /// Return when nothing runs on it any more.
-        #[arg(long)]
-        wait: bool,
-    },
-    /// Let a node take work again.
-    Undrain {
-        /// The node.
-        name: Name,
-    },
-}
-
 /// `meepo cron …`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum CronCommand {
@@ -412,6 +392,7 @@ mod tests {
             assert_eq!(r.command, words, "{args:?}");
         }
         assert!(parse(&["run", "-t", "all"]).is_err());
+        assert!(parse(&["run", "-t", "all", "--probe", "true"]).is_ok());
         assert!(parse(&["run", "uname"]).is_err());
     }
 

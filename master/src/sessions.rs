@@ -5,7 +5,7 @@
 
 mod beats;
 
-pub use beats::Beat;
+pub use beats::{Beat, live_from};
 
 use meepo_coord::records::{decode, encode};
 use meepo_core::{

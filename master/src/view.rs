@@ -5,13 +5,14 @@
 use crate::digests::Digests;
 use meepo_coord::{
     Entry, Etcd, keys,
-    records::{DrainRecord, decode},
+    records::{DrainRecord, LabelsRecord, decode},
     watch::{Batch, Change, Options, watch},
 };
 use meepo_core::{
     id::NodeId,
     job::{Assignment, JobSpec},
-    node::{Health, NodeInfo, NodeRecord},
+    labels,
+    node::{Facts, Health, NodeInfo, NodeRecord},
     placement::{At, Dirty, Fleet, Held},
     tree::{Definition, TreePath},
 };
@@ -48,6 +49,8 @@ pub struct Data {
     pub health: BTreeMap<NodeId, Health>,
     /// Nodes that are asked to take nothing new.
     pub drains: BTreeMap<NodeId, DrainRecord>,
+    /// Labels that the API set.
+    pub labels: BTreeMap<NodeId, LabelsRecord>,
     /// Nodes, definitions and assignments as placement sees them, and what changed.
     pub fleet: Fleet,
     /// The assignment read last: on many nodes a job's are the same, byte for byte.
@@ -66,30 +69,42 @@ impl Data {
         data
     }
 
-    /// A node as targets see it; facts and labels are the newest known.
+    /// A node as stored jobs see it. Its facts are those of its registration: they do not
+    /// change with the load, so that jobs do not move with it.
     pub fn node(&self, id: &NodeId) -> Option<NodeInfo> {
         self.fleet.nodes().get(id).cloned()
     }
 
-    /// Every node ever seen.
+    /// Every node ever seen, as stored jobs see it.
     pub fn all_nodes(&self) -> BTreeMap<NodeId, NodeInfo> {
         self.fleet.nodes().clone()
     }
 
+    /// Every node ever seen, as of now: with the newest facts in etcd.
+    pub fn all_nodes_now(&self) -> BTreeMap<NodeId, NodeInfo> {
+        let now = |(id, node): (&NodeId, &NodeInfo)| {
+            let facts = self.health.get(id).map_or(&node.facts, |h| &h.facts).clone();
+            let node = NodeInfo { facts, labels: node.labels.clone(), id: id.clone(), ..*node };
+            (id.clone(), node)
+        };
+        self.fleet.nodes().iter().map(now).collect()
+    }
+
     /// Puts together what targets and placement see of a node.
     fn refresh(&mut self, id: &NodeId) {
-        let (online, labels, facts) = match (self.health.get(id), self.nodes.get(id)) {
-            (Some(h), _) => (true, &h.labels, &h.facts),
-            (None, Some(n)) => (false, &n.labels, &n.facts),
-            (None, None) => return self.fleet.remove_node(id),
+        let (health, record) = (self.health.get(id), self.nodes.get(id));
+        let configured = health.map(|h| &h.labels).or(record.map(|r| &r.labels));
+        let facts: Option<&Facts> = record.map(|r| &r.facts).or(health.map(|h| &h.facts));
+        let (Some(configured), Some(facts)) = (configured, facts) else {
+            return self.fleet.remove_node(id);
         };
-        self.fleet.set_node(NodeInfo {
-            id: id.clone(),
-            online,
-            drained: self.drains.contains_key(id),
-            labels: labels.clone(),
-            facts: facts.clone(),
-        });
+        let labels = match self.labels.get(id) {
+            Some(set) => labels::merged(configured, &set.labels),
+            None => configured.clone(),
+        };
+        let (online, drained) = (health.is_some(), self.drains.contains_key(id));
+        let facts = facts.clone();
+        self.fleet.set_node(NodeInfo { id: id.clone(), online, drained, labels, facts });
     }
 
     /// Takes a value in.
@@ -107,6 +122,10 @@ impl Data {
         } else if let Some(id) = keys::last(key, keys::DRAINS) {
             let Some(drain) = read(entry) else { return };
             self.drains.insert(id.clone(), drain);
+            self.refresh(&id);
+        } else if let Some(id) = keys::last(key, keys::LABELS) {
+            let Some(labels) = read(entry) else { return };
+            self.labels.insert(id.clone(), labels);
             self.refresh(&id);
         } else if let Some(name) = keys::last(key, keys::JOBS) {
             // One that this version cannot read is perhaps of a newer one: what it has on
@@ -144,6 +163,9 @@ impl Data {
         } else if let Some(id) = keys::last(key, keys::DRAINS) {
             self.drains.remove(&id);
             self.refresh(&id);
+        } else if let Some(id) = keys::last(key, keys::LABELS) {
+            self.labels.remove(&id);
+            self.refresh(&id);
         } else if let Some(name) = keys::last(key, keys::JOBS) {
             self.fleet.remove_definition(&name, &TreePath::ROOT);
         } else if let Some((name, path)) = keys::job_and_path(key) {
@@ -174,6 +196,7 @@ impl View {
             keys::NODES,
             keys::HEALTH,
             keys::DRAINS,
+            keys::LABELS,
             keys::JOBS,
             keys::TREE_JOBS,
             keys::ASSIGNMENTS,

@@ -21,6 +21,9 @@ fn example(method: &str, path: &str, run: &str) -> (String, Option<Value>, u16) 
         ("post", "/v1/runs/{id}/kill") => (path.replace("{id}", run), None, 409),
         (_, p) if p.starts_with("/v1/runs/{id}") => (p.replace("{id}", run), None, 200),
         (_, "/v1/nodes/{id}") => (path.replace("{id}", NODE), None, 200),
+        ("patch", "/v1/nodes/{id}/labels") => {
+            (path.replace("{id}", NODE), Some(json!({"labels": {"zone": "a"}})), 200)
+        }
         (_, "/v1/cron/next") => (format!("{path}?expr=@daily"), None, 200),
         _ => (at, None, 200),
     };

@@ -155,7 +155,7 @@ async fn commands_run_on_targets_and_on_hosts() {
         match event {
             exec_event::Event::Output(o) => out.extend(o.output.unwrap().data),
             exec_event::Event::End(e) => ends.push((e.host, e.retcode, e.run.is_some())),
-            exec_event::Event::Start(_) => panic!("a second start"),
+            other => panic!("{other:?}"),
         }
     }
     ends.sort();
@@ -172,6 +172,16 @@ async fn commands_run_on_targets_and_on_hosts() {
         (end.resp.as_str(), end.retcode, end.run.unwrap().exit_code),
         ("success", 0, Some(0))
     );
+
+    // Without a command a probe only tells who passed.
+    let request =
+        pb::ExecRequest { target: "all".into(), probe: "echo yes".into(), ..Default::default() };
+    let events: Vec<_> = exec.run(request).await.unwrap().into_inner().collect().await;
+    let events: Vec<_> = events.into_iter().map(|e| e.unwrap().event.unwrap()).collect();
+    let [exec_event::Event::Probe(probe), exec_event::Event::Chosen(chosen)] = &events[..] else {
+        panic!("{events:?}")
+    };
+    assert_eq!((probe.data.as_deref(), &chosen.hosts[..]), (Some("yes\n"), &[NODE.to_owned()][..]));
 }
 
 #[tokio::test]
@@ -179,11 +189,27 @@ async fn nodes_and_the_calendar_answer() {
     let server = server().await;
     let channel = channel(&server).await;
     let mut nodes = NodesClient::new(channel.clone());
-    let list = nodes.list(pb::ListNodesRequest {}).await.unwrap().into_inner().nodes;
+    let target = |t: &str| pb::ListNodesRequest { target: t.to_owned() };
+    let list = nodes.list(target("")).await.unwrap().into_inner().nodes;
     let node = nodes.get(pb::NodeName { id: NODE.into() }).await.unwrap().into_inner();
     assert_eq!((list.len(), list[0].id.as_str(), node.online), (1, NODE, true));
     assert_eq!(node.connected, Some(true));
     assert!(node.facts.unwrap().mem_total > 0);
+    let label = |set: &[(&str, &str)], remove: &[&str]| pb::LabelRequest {
+        id: NODE.into(),
+        set: set.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+        remove: remove.iter().map(|k| (*k).to_owned()).collect(),
+    };
+    let labelled = nodes.label(label(&[("zone", "a")], &[])).await.unwrap().into_inner();
+    assert_eq!(
+        (&labelled.labels["zone"], &labelled.labels_set["zone"]),
+        (&"a".into(), &"a".into())
+    );
+    let zone = nodes.list(target("zone=a")).await.unwrap().into_inner();
+    assert_eq!((zone.nodes.len(), zone.stale.as_str()), (1, ""));
+    assert_eq!(nodes.list(target("zone==")).await.unwrap_err().code(), Code::InvalidArgument);
+    let labelled = nodes.label(label(&[], &["zone"])).await.unwrap().into_inner();
+    assert!(labelled.labels.is_empty() && labelled.labels_set.is_empty(), "{labelled:?}");
     let from = prost_types::Timestamp { seconds: 1_774_699_200, nanos: 0 }; // 2026-03-28T12:00Z
     let request = pb::CronNextRequest {
         expr: "30 1 * * *".into(),

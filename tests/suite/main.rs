@@ -28,4 +28,5 @@ mod scripts;
 mod services;
 mod shared;
 mod surviving;
+mod targets;
 mod terms;

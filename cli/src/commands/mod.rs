@@ -8,7 +8,9 @@ pub(crate) mod import;
 pub(crate) mod job;
 pub(crate) mod job_view;
 pub(crate) mod node;
+mod node_facts;
 pub(crate) mod outcome;
+mod probe;
 pub(crate) mod run;
 pub(crate) mod runs;
 
@@ -59,7 +61,11 @@ pub(crate) fn dispatch(cli: Cli) -> CliResult<u8> {
             let client = Client::new(&master)?;
             client_command(async move {
                 match command {
-                    NodeCommand::List => node::list(&out, &client).await,
+                    NodeCommand::List { target } => node::list(&out, &client, target).await,
+                    NodeCommand::Facts { target } => node_facts::facts(&out, &client, target).await,
+                    NodeCommand::Label { name, changes } => {
+                        node_facts::label(&out, &client, &name, changes).await
+                    }
                     NodeCommand::Get { name } => node::get(&out, &client, &name).await,
                     NodeCommand::Drain { name, deadline, wait } => {
                         node::drain(&out, &client, &name, deadline, wait).await

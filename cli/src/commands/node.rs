@@ -16,6 +16,7 @@ use meepo_core::{
     duration::HumanDuration,
     id::NodeId,
     node::Work,
+    target::Target,
 };
 use reqwest::Method;
 use std::time::Duration;
@@ -24,10 +25,33 @@ use std::time::Duration;
 const LOOK: Duration = Duration::from_millis(300);
 
 /// `node list`.
-pub(crate) async fn list(out: &Out, client: &Client) -> CliResult<u8> {
-    let list: NodeList = client.get(&["nodes"], &[]).await?;
-    out.value(&list.nodes, |out| table(out, &list.nodes, Timestamp::now()))?;
-    Ok(exit::OK)
+pub(crate) async fn list(out: &Out, client: &Client, target: Option<String>) -> CliResult<u8> {
+    let (nodes, found) = fetch(out, client, target).await?;
+    out.value(&nodes, |out| table(out, &nodes, Timestamp::now()))?;
+    Ok(found)
+}
+
+/// The nodes of a target, and the exit code; what is to be known of them goes to standard
+/// error.
+pub(super) async fn fetch(
+    out: &Out,
+    client: &Client,
+    target: Option<String>,
+) -> CliResult<(Vec<NodeView>, u8)> {
+    if let Some(target) = &target {
+        Target::parse(target)?;
+    }
+    let list: NodeList = client.get(&["nodes"], &[("target", target.clone())]).await?;
+    if let Some(stale) = &list.stale {
+        out.note(stale);
+    }
+    match target {
+        Some(target) if list.nodes.is_empty() => {
+            out.note(&format!("target {target} matches no node"));
+            Ok((list.nodes, exit::NOT_FOUND))
+        }
+        _ => Ok((list.nodes, exit::OK)),
+    }
 }
 
 /// `node get`.
@@ -148,6 +172,29 @@ fn table(out: &Out, nodes: &[NodeView], now: Timestamp) -> String {
     table.render()
 }
 
+/// The labels that count, each with where it is from.
+pub(super) fn labels(n: &NodeView) -> Vec<String> {
+    let line = |(key, value): (&String, &String)| {
+        let origin = match (n.labels_set.get(key), n.labels_configured.get(key)) {
+            (Some(_), Some(old)) => format!(" (set by the API, over {old})"),
+            (Some(_), None) => " (set by the API)".to_owned(),
+            (None, Some(_)) => " (worker's configuration)".to_owned(),
+            (None, None) => String::new(),
+        };
+        format!("{key}={value}{origin}")
+    };
+    n.labels.iter().map(line).collect()
+}
+
+/// How old the facts are, in words.
+pub(super) fn age(n: &NodeView, now: Timestamp) -> String {
+    match (n.facts_at, n.online) {
+        (Some(at), _) => time::relative(at, now),
+        (None, true) => "as last written to etcd".to_owned(),
+        (None, false) => "offline; as last seen".to_owned(),
+    }
+}
+
 fn page(out: &Out, n: &NodeView, now: Timestamp) -> String {
     let mut page = String::new();
     let mut put = |name: &str, value: String| field(&mut page, name, &value);
@@ -171,13 +218,15 @@ fn page(out: &Out, n: &NodeView, now: Timestamp) -> String {
     for (name, value) in n.work.iter().flat_map(|w| work(w, now)) {
         put(name, value);
     }
-    for (k, v) in &n.labels {
-        put("label", format!("{k}={v}"));
+    for label in labels(n) {
+        put("label", label);
     }
     let f = &n.facts;
+    put("facts", age(n, now));
     put("host name", f.hostname.clone());
     put("system", format!("{} {}, Linux {}, {}", f.os, f.os_version, f.kernel, f.arch));
-    put("CPUs", format!("{}, load {:.2}", f.cpu_cores, f.load1));
+    let cpu = f.cpu_use.map_or(String::new(), |u| format!(", {u:.0} % in use"));
+    put("CPUs", format!("{}{cpu}, load {:.2}", f.cpu_cores, f.load1));
     put("memory", format!("{} free of {}", text::bytes(f.mem_free), text::bytes(f.mem_total)));
     put("disk", format!("{} free of {}", text::bytes(f.disk_free), text::bytes(f.disk_total)));
     if !n.problems.is_empty() {

@@ -3,6 +3,7 @@
 use super::{
     bytes_of,
     outcome::{Outcome, Outcomes},
+    probe::Probes,
 };
 use crate::{
     args::RunArgs,
@@ -30,6 +31,7 @@ pub(crate) async fn run(out: &Out, client: Client, args: RunArgs) -> CliResult<u
         no_prefix: args.no_prefix,
         open: BTreeSet::new(),
         outcomes: Outcomes::default(),
+        probes: Probes::default(),
     };
     let done = tokio::select! {
         r = state.follow(&client, &request) => r,
@@ -45,6 +47,9 @@ pub(crate) async fn run(out: &Out, client: Client, args: RunArgs) -> CliResult<u
         state.outcomes.report(out);
     }
     done?;
+    if args.command.is_empty() {
+        return state.probes.print(out);
+    }
     Ok(state.outcomes.exit_code())
 }
 
@@ -55,6 +60,7 @@ struct Session<'a> {
     /// Hosts that have not ended yet.
     open: BTreeSet<String>,
     outcomes: Outcomes,
+    probes: Probes,
 }
 
 impl Session<'_> {
@@ -67,6 +73,12 @@ impl Session<'_> {
                 self.out.event(&event)?;
             }
             match event {
+                ExecEvent::Probe(answer) => self.probes.answered(answer),
+                ExecEvent::Chosen { hosts } => {
+                    let last = request.cmd.is_empty();
+                    self.probes.chosen(self.out, hosts, last);
+                    started |= last;
+                }
                 ExecEvent::Start { hosts } => {
                     started = true;
                     self.printer.sources(hosts.iter().map(|h| h.host.as_str()));
@@ -106,7 +118,9 @@ impl Session<'_> {
 fn request(args: &RunArgs) -> CliResult<ExecStreamRequest> {
     Target::parse(&args.target)?;
     let (cmd, rest) = command_line(args.executor, &args.command);
-    check_command(args.executor, &cmd, &rest)?;
+    if args.probe.is_none() || !args.command.is_empty() {
+        check_command(args.executor, &cmd, &rest)?;
+    }
     Ok(ExecStreamRequest {
         target: args.target.clone(),
         cmd,
@@ -116,6 +130,7 @@ fn request(args: &RunArgs) -> CliResult<ExecStreamRequest> {
         env: args.env.iter().cloned().collect::<BTreeMap<_, _>>(),
         cwd: args.cwd.clone(),
         user: args.user.clone(),
+        probe: args.probe.clone(),
     })
 }
 
@@ -207,6 +222,7 @@ mod tests {
             env: vec![("A".into(), "1".into())],
             cwd: None,
             no_prefix: false,
+            probe: None,
             command: words(&["exit 3"]),
         };
         (run(&out, master.client(), args).await, master.requests())

@@ -14,6 +14,7 @@
 //! | `/meepo/treejobs/<name>/<path…>` | the fields of [`meepo_core::job::JobSpec`] that are given there | until deleted |
 //! | `/meepo/nodes/<ip>` | [`meepo_core::node::NodeRecord`] | until forgotten |
 //! | `/meepo/drain/<ip>` | [`crate::records::DrainRecord`] | until the node may take work again |
+//! | `/meepo/labels/<ip>` | [`crate::records::LabelsRecord`] | until removed |
 //! | `/meepo/tasks/<task_id>` | [`meepo_core::task::Task`] | until it is over and in the log store |
 //! | `/meepo/parts/<task_id>/<n>` | [`meepo_core::task::Part`] | with its task |
 //! | `/meepo/taskkeys/<idempotency key>` | [`crate::records::TaskKeyRecord`] | a day |
@@ -44,6 +45,8 @@ pub const TREE_JOBS: &str = "/meepo/treejobs/";
 pub const NODES: &str = "/meepo/nodes/";
 /// Nodes that take nothing new.
 pub const DRAINS: &str = "/meepo/drain/";
+/// Labels set by the API.
+pub const LABELS: &str = "/meepo/labels/";
 /// Tasks that are not over.
 pub const TASKS: &str = "/meepo/tasks/";
 /// Their parts.
@@ -128,6 +131,11 @@ pub fn node(id: &NodeId) -> String {
 /// Asks a node to take nothing new.
 pub fn drain(id: &NodeId) -> String {
     format!("{DRAINS}{id}")
+}
+
+/// The labels that the API set on a node.
+pub fn labels(id: &NodeId) -> String {
+    format!("{LABELS}{id}")
 }
 
 /// A task.

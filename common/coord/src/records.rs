@@ -58,6 +58,16 @@ pub struct DrainRecord {
     pub extra: Extra,
 }
 
+/// Labels that the API set on a node; they win over those of the worker's configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LabelsRecord {
+    /// The labels.
+    pub labels: BTreeMap<String, String>,
+    /// Fields this version does not know.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
 /// The last slot of a job that was claimed. Compared and replaced by revision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ClaimRecord {

@@ -291,15 +291,27 @@ pub struct NodeView {
     /// Whether its worker is alive.
     pub online: bool,
     /// Whether its session stream reaches the leading master, so that synchronous
-    /// commands and live output work. Absent on a master that does not lead.
+    /// commands and live output work. Absent while no leader can be asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connected: Option<bool>,
     /// Version of the worker.
     pub version: String,
-    /// Labels.
+    /// The labels that count: those of the worker's configuration, and over them those set
+    /// by the API.
     pub labels: BTreeMap<String, String>,
-    /// Facts.
+    /// Those of the worker's configuration.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels_configured: BTreeMap<String, String>,
+    /// Those set by the API.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels_set: BTreeMap<String, String>,
+    /// Facts: with what the last heartbeat told, or else as the worker last wrote them to
+    /// etcd.
     pub facts: Facts,
+    /// When that heartbeat came, UTC. Absent: the facts are from etcd and may be old.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = "date-time"))]
+    pub facts_at: Option<Timestamp>,
     /// When the worker started, UTC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = "date-time"))]
@@ -362,8 +374,21 @@ pub struct DrainRequest {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct NodeList {
-    /// All nodes ever seen, by id.
+    /// All nodes ever seen, or those of the target; by id unless the target says
+    /// `prefer`.
     pub nodes: Vec<NodeView>,
+    /// Why the facts are not of this moment, if they are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stale: Option<String>,
+}
+
+/// Body of `PATCH /v1/nodes/{id}/labels`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct LabelsRequest {
+    /// Values to set; `null` takes a label away that the API set. Others stay.
+    pub labels: BTreeMap<String, Option<String>>,
 }
 
 /// Body of `POST /v1/exec`: one command on some hosts, answered when all have.
@@ -419,8 +444,12 @@ pub struct HostAnswer {
 pub struct ExecStreamRequest {
     /// Which nodes.
     pub target: String,
-    /// The command.
+    /// The command. With a `probe` it may be empty: then it is only told who passed.
     pub cmd: String,
+    /// A bash script that is run first, on all nodes of the target: `cmd` runs on those
+    /// where it exits with 0, at most as many as the target's `limit`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<String>,
     /// Further arguments.
     #[serde(default)]
     pub args: Vec<String>,
@@ -442,11 +471,20 @@ pub struct ExecStreamRequest {
 }
 
 /// One line of the answer of `POST /v1/exec/stream` (`application/x-ndjson`).
-/// Every host gets exactly one [`ExecEvent::End`]; then the stream ends.
+/// Every host gets exactly one [`ExecEvent::End`]; then the stream ends. With a probe the
+/// answers to it come first, and only hosts that passed it get an end.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum ExecEvent {
+    /// A host's answer to the probe; every host of the target gives one. `data` is what the
+    /// probe wrote there, up to 4096 bytes.
+    Probe(HostAnswer),
+    /// The hosts that passed the probe, up to the limit: the command runs on these.
+    Chosen {
+        /// In the order of their preference.
+        hosts: Vec<String>,
+    },
     /// The hosts that will answer, in order, with the ids of their runs.
     Start {
         /// One per host; unknown and offline ones are among them.

@@ -13,6 +13,7 @@
 //! | [`crontab`] | crontab files and how they become jobs |
 //! | [`target`] | which nodes are meant |
 //! | [`job`] | job definitions and their copies on nodes |
+//! | [`labels`] | labels of nodes, and who set them |
 //! | [`limits`] | what a run may use of its host |
 //! | [`kill_plan`] | how a run is ended |
 //! | [`lock`] | locks in the cluster that runs need |
@@ -37,6 +38,7 @@ pub mod id;
 pub mod input;
 pub mod job;
 pub mod kill_plan;
+pub mod labels;
 pub mod limits;
 pub mod lock;
 pub mod misfire;

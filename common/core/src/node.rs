@@ -54,6 +54,36 @@ pub struct Facts {
     /// Free bytes of the file system at `/`.
     #[serde(default)]
     pub disk_free: u64,
+    /// Processor time in use, in per cent of all processors. Known from heartbeats only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_use: Option<f64>,
+    /// Runs under way. Known from heartbeats only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub running: Option<u64>,
+}
+
+impl Facts {
+    /// These facts with what a heartbeat told since.
+    pub fn with(&self, live: &Live) -> Self {
+        Self {
+            load1: live.load1,
+            mem_total: live.mem_total,
+            mem_free: live.mem_free,
+            disk_total: live.disk_total,
+            disk_free: live.disk_free,
+            cpu_use: live.cpu_use,
+            running: Some(live.running),
+            ..self.clone()
+        }
+    }
+
+    /// How busy the host is, 1 being fully: its load per processor, or the share of
+    /// processor time in use where that is more. `None` without a heartbeat.
+    pub fn load(&self) -> Option<f64> {
+        self.running?;
+        let load = self.load1 / self.cpu_cores.max(1) as f64;
+        Some(load.max(self.cpu_use.unwrap_or(0.0) / 100.0))
+    }
 }
 
 /// The value at `/agent/health/<ip>`, bound to the worker's lease: it is there

@@ -6,21 +6,29 @@
 //! all                                   every node
 //! group=web and not arch=aarch64        labels and facts
 //! role=db and disk.free > 1TB limit 3   at most three of them
+//! group in (web, api) prefer spread     in the order in which zones take turns
 //! ```
 //!
 //! - `and` binds tighter than `or`, `not` tighter than both; parentheses group.
 //!   Commas join ids and patterns only and bind tightest. Keywords may be written in
 //!   capitals.
 //! - A key is a fact if it is one of `hostname`, `os`, `os.version`, `kernel`, `arch`,
-//!   `cpu.cores`, `load1`, `mem.total`, `mem.free`, `disk.total`, `disk.free`; any
-//!   other is a label. `label.os` is the label `os`.
+//!   `cpu.cores`, `cpu.use`, `load1`, `running`, `mem.total`, `mem.free`, `disk.total`,
+//!   `disk.free`; any other is a label. `label.os` is the label `os`.
 //! - Labels and text facts take `=` and `!=` with patterns: `*` is any run of
-//!   characters, also none and also with `/`, `?` is one character. A node without the
-//!   label does not match `=`, whatever the pattern, and does match `!=`.
+//!   characters, also none and also with `/`, `?` is one character. `in (a, b)` is any of
+//!   several, `not in (a, b)` none. A node without the label does not match `=`, whatever
+//!   the pattern, and does match `!=`.
+//! - The label `tree` is a path and matched [level by level](tree::matches): `*` stays
+//!   within one, `**` is any number of levels.
 //! - Numbers take `= != < <= > >=`. Sizes are bytes: `B`, `KB` to `PB` are powers of
 //!   1000, `KiB` to `PiB` of 1024. `os.version` and `kernel` take these operators too
-//!   and are compared part by part, so `9` is less than `12.4`.
-//! - `limit N`, at the end, keeps N nodes: those online before the others, each by id.
+//!   and are compared part by part, so `9` is less than `12.4`. What is not known of a node
+//!   matches `!=` only.
+//! - `limit N`, at the end, keeps N nodes: those that take work before the others, each by
+//!   id unless `prefer` says otherwise.
+//! - `prefer least-loaded` puts those with the least load first, `prefer spread(zone)`
+//!   lets the values of a label take turns, `prefer spread(zone), least-loaded` both.
 //! - Double quotes make a plain word of anything (`\"` and `\\` inside): `zone="eu west"`,
 //!   or `"all"` for a node of that name.
 
@@ -28,11 +36,14 @@ mod expr;
 mod glob;
 mod lex;
 mod parse;
+mod prefer;
 #[cfg(test)]
 mod tests;
+pub mod tree;
 
 use crate::{error::Invalid, id::Name, node::NodeInfo};
 use expr::Expr;
+use prefer::Prefer;
 use std::{fmt, num::NonZeroUsize, str::FromStr};
 
 /// Longest target in bytes.
@@ -47,6 +58,7 @@ pub const MAX_DEPTH: usize = 64;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Target {
     expr: Expr,
+    prefer: Prefer,
     limit: Option<NonZeroUsize>,
 }
 
@@ -69,15 +81,38 @@ impl Target {
         self.limit.is_some()
     }
 
-    /// The nodes meant, sorted by id.
+    /// The nodes meant: sorted by id, or in the order that `prefer` asks for.
+    ///
+    /// Whatever the order of `nodes`, the same facts, labels and states give the same
+    /// answer. So a selection is as stable as what it is made from: for a stored job
+    /// that must be facts that do not change from moment to moment.
     pub fn select<'a>(&self, nodes: impl IntoIterator<Item = &'a NodeInfo>) -> Vec<&'a NodeInfo> {
         let mut meant: Vec<_> = nodes.into_iter().filter(|n| self.matches(n)).collect();
-        if let Some(limit) = self.limit {
-            meant.sort_by_key(|n| (!n.online, &n.id));
-            meant.truncate(limit.get());
+        if self.limit.is_some() || !self.prefer.is_none() {
+            self.prefer.sort(&mut meant);
+            meant.truncate(self.limit.map_or(usize::MAX, NonZeroUsize::get));
         }
-        meant.sort_by_key(|n| &n.id);
+        if self.prefer.is_none() {
+            meant.sort_by_key(|n| &n.id);
+        }
         meant
+    }
+
+    /// The same without `limit`, and the limit.
+    pub fn without_limit(self) -> (Self, Option<NonZeroUsize>) {
+        (Self { limit: None, ..self }, self.limit)
+    }
+
+    /// What in it asks how busy hosts are at the moment, if anything does: such a target
+    /// is for commands, tasks and queries. A stored job would move with the load.
+    pub fn asks_for_load(&self) -> Option<&'static str> {
+        self.expr.load().or(self.prefer.least_loaded.then_some("prefer least-loaded"))
+    }
+
+    /// Whether it selects by facts that change while a host is up, so that facts of this
+    /// moment make a difference.
+    pub fn asks_for_live_facts(&self) -> bool {
+        self.prefer.least_loaded || self.expr.changes()
     }
 
     /// The ids written out in it, sorted, so that a caller can tell which of them do not
@@ -101,6 +136,9 @@ impl FromStr for Target {
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.expr)?;
+        if !self.prefer.is_none() {
+            write!(f, " prefer {}", self.prefer)?;
+        }
         match self.limit {
             Some(limit) => write!(f, " limit {limit}"),
             None => Ok(()),

@@ -286,6 +286,9 @@ pub fn node(n: NodeView) -> pb::Node {
             deadline: d.deadline.map(time),
         }),
         work: n.work.map(work),
+        facts_at: n.facts_at.map(time),
+        labels_configured: n.labels_configured.into_iter().collect(),
+        labels_set: n.labels_set.into_iter().collect(),
     }
 }
 
@@ -317,6 +320,8 @@ fn facts(f: Facts) -> pb::Facts {
         mem_free: f.mem_free,
         disk_total: f.disk_total,
         disk_free: f.disk_free,
+        cpu_use: f.cpu_use,
+        running: f.running,
     }
 }
 

@@ -1,12 +1,13 @@
 //! The gRPC server: the public services, those for workers, health and reflection.
 
 pub mod convert;
+mod masters;
 mod public;
 mod workers;
 
 use crate::ops::Ops;
 use meepo_proto::{
-    internal::workers_server::WorkersServer,
+    internal::{masters_server::MastersServer, workers_server::WorkersServer},
     v1::{
         cron_server::CronServer, exec_server::ExecServer, jobs_server::JobsServer,
         nodes_server::NodesServer, runs_server::RunsServer,
@@ -20,6 +21,9 @@ use tonic::transport::{Server, server::TcpIncoming};
 const MAX_MESSAGE: usize = crate::http::MAX_BODY;
 /// Largest message of workers.
 const MAX_WORKER_MESSAGE: usize = 16 << 20;
+
+/// Largest answer to another master: some hundred bytes a node.
+const MAX_LIVE: usize = 64 << 20;
 
 /// Serves until `stop` is cancelled.
 pub async fn serve(listener: TcpListener, ops: Ops, stop: CancellationToken) -> anyhow::Result<()> {
@@ -39,6 +43,8 @@ pub async fn serve(listener: TcpListener, ops: Ops, stop: CancellationToken) -> 
             $server::new(public.clone()).max_decoding_message_size(MAX_MESSAGE)
         };
     }
+    let masters = MastersServer::new(masters::Masters { ops: ops.clone() })
+        .max_encoding_message_size(MAX_LIVE);
     let workers = WorkersServer::new(workers::Workers { ops, stop: stop.clone() })
         .max_decoding_message_size(MAX_WORKER_MESSAGE)
         .max_encoding_message_size(MAX_WORKER_MESSAGE);
@@ -58,6 +64,7 @@ pub async fn serve(listener: TcpListener, ops: Ops, stop: CancellationToken) -> 
         .add_service(limited!(ExecServer))
         .add_service(limited!(CronServer))
         .add_service(workers)
+        .add_service(masters)
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
         .await?;
     Ok(())

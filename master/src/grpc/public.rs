@@ -8,13 +8,15 @@ use crate::{
 use futures::StreamExt;
 use jiff::Timestamp;
 use meepo_core::{
-    api::{DrainRequest, ExecStreamRequest, TriggerRequest},
+    api::{DrainRequest, ExecStreamRequest, HostAnswer, LabelsRequest, TriggerRequest},
     calendar::{self, Schedule},
     code::Code,
     duration::HumanDuration,
     error::Invalid,
     id::{Name, RunId},
     job::{Executor, JobStatus},
+    run::RunRecord,
+    target::Target,
 };
 use meepo_logstore::RunQuery;
 use meepo_proto::v1::{
@@ -177,9 +179,22 @@ impl Runs for Public {
 
 #[tonic::async_trait]
 impl Nodes for Public {
-    async fn list(&self, _: Request<pb::ListNodesRequest>) -> Answer<pb::NodeList> {
-        let nodes = self.ops.list_nodes().await?;
-        Ok(Response::new(pb::NodeList { nodes: nodes.into_iter().map(convert::node).collect() }))
+    async fn list(&self, request: Request<pb::ListNodesRequest>) -> Answer<pb::NodeList> {
+        let target = optional(request.into_inner().target).map(|t| Target::parse(&t)).transpose();
+        let list = self.ops.list_nodes(target.map_err(invalid)?.as_ref()).await?;
+        Ok(Response::new(pb::NodeList {
+            nodes: list.nodes.into_iter().map(convert::node).collect(),
+            stale: list.stale.unwrap_or_default(),
+        }))
+    }
+
+    async fn label(&self, request: Request<pb::LabelRequest>) -> Answer<pb::Node> {
+        let r = request.into_inner();
+        let id = name("id", &r.id)?;
+        let set = r.set.into_iter().map(|(key, value)| (key, Some(value)));
+        let labels = r.remove.into_iter().map(|key| (key, None)).chain(set).collect();
+        let node = self.ops.label_node(&id, &LabelsRequest { labels }).await?;
+        Ok(Response::new(convert::node(node)))
     }
 
     async fn get(&self, request: Request<pb::NodeName>) -> Answer<pb::Node> {
@@ -220,12 +235,9 @@ impl Exec for Public {
             env: r.env.into_iter().collect(),
             cwd: optional(r.cwd),
             user: optional(r.user),
+            probe: optional(r.probe),
         };
-        let hosts = match r.hosts.is_empty() {
-            true => self.ops.resolve(&what.target)?,
-            false => r.hosts,
-        };
-        let items = ReceiverStream::new(self.ops.exec_anywhere(hosts, &what).await?);
+        let items = ReceiverStream::new(self.ops.exec_request(r.hosts, &what).await?);
         Ok(Response::new(Box::pin(items.map(|item| {
             let event = match item {
                 ExecItem::Start(hosts) => exec_event::Event::Start(pb::ExecStart {
@@ -241,13 +253,9 @@ impl Exec for Public {
                     host,
                     output: Some(convert::chunk(chunk)),
                 }),
-                ExecItem::End(answer, run) => exec_event::Event::End(pb::ExecEnd {
-                    host: answer.host,
-                    resp: answer.resp,
-                    retcode: answer.retcode.0.into(),
-                    message: answer.message,
-                    run: run.map(|r| convert::run(*r)),
-                }),
+                ExecItem::End(answer, run) => exec_event::Event::End(exec_end(answer, run)),
+                ExecItem::Probe(answer, run) => exec_event::Event::Probe(exec_end(answer, run)),
+                ExecItem::Chosen(hosts) => exec_event::Event::Chosen(pb::ExecChosen { hosts }),
                 ExecItem::Error(e) => return Err(e.into()),
             };
             Ok(pb::ExecEvent { event: Some(event) })
@@ -266,6 +274,17 @@ impl Cron for Public {
         let slots = schedule.iter_after(from.unwrap_or_else(Timestamp::now), &zone);
         let instants = slots.take(count(r.n)).map(convert::time).collect();
         Ok(Response::new(pb::Instants { instants }))
+    }
+}
+
+fn exec_end(answer: HostAnswer, run: Option<Box<RunRecord>>) -> pb::ExecEnd {
+    pb::ExecEnd {
+        host: answer.host,
+        resp: answer.resp,
+        retcode: answer.retcode.0.into(),
+        message: answer.message,
+        run: run.map(|r| convert::run(*r)),
+        data: answer.data,
     }
 }
 

@@ -19,8 +19,8 @@ use jiff::Timestamp;
 use meepo_core::{
     api::{
         Action, Applied, DrainRequest, ErrorBody, ExecEvent, ExecHost, ExecRequest, ExecResponse,
-        ExecStreamRequest, FollowEvent, HostAnswer, JobList, JobView, NodeList, NodeView,
-        OutputPage, RunList, RunRef, TriggerRequest, Triggered,
+        ExecStreamRequest, FollowEvent, HostAnswer, JobList, JobView, NodeView, OutputPage,
+        RunList, RunRef, TriggerRequest, Triggered,
     },
     calendar::{self, Schedule},
     code::Code,
@@ -324,13 +324,6 @@ pub(super) async fn kill_run(State(app): State<App>, RunPath(id): RunPath) -> Ap
     Ok((StatusCode::ACCEPTED, Json(app.ops.kill(id).await?)).into_response())
 }
 
-/// All nodes ever seen, by id.
-#[utoipa::path(get, path = "/v1/nodes", tag = "nodes",
-    responses((status = 200, body = NodeList), (status = 503, body = ErrorBody)))]
-pub(super) async fn list_nodes(State(app): State<App>) -> ApiResult<Json<NodeList>> {
-    Ok(Json(NodeList { nodes: app.ops.list_nodes().await? }))
-}
-
 /// One node.
 #[utoipa::path(get, path = "/v1/nodes/{id}", tag = "nodes",
     params(("id" = String, Path, description = "The node")),
@@ -399,13 +392,15 @@ pub(super) async fn exec(State(app): State<App>, body: Body) -> ApiResult<Json<E
         env: Default::default(),
         cwd: None,
         user: None,
+        probe: None,
     };
     let mut items = app.ops.exec_anywhere(request.hosts.clone(), &what).await?;
     let mut data: HashMap<String, Vec<u8>> = HashMap::new();
     let mut answers: HashMap<String, HostAnswer> = HashMap::new();
     while let Some(item) = items.recv().await {
         match item {
-            ExecItem::Start(_) => {}
+            // There is no probe.
+            ExecItem::Start(_) | ExecItem::Probe(..) | ExecItem::Chosen(_) => {}
             ExecItem::Output(host, chunk) => data.entry(host).or_default().extend(chunk.data),
             ExecItem::End(mut answer, run) => {
                 if run.is_some() {
@@ -440,14 +435,15 @@ pub(super) async fn exec(State(app): State<App>, body: Body) -> ApiResult<Json<E
         (status = 422, body = ErrorBody, description = "The target matches no node")))]
 pub(super) async fn exec_stream(State(app): State<App>, body: Body) -> ApiResult<Response> {
     let request: ExecStreamRequest = body.read()?;
-    let hosts = app.ops.resolve(&request.target)?;
-    let items = app.ops.exec_anywhere(hosts, &request).await?;
+    let items = app.ops.exec_request(Vec::new(), &request).await?;
     let event = |item| match item {
         ExecItem::Start(hosts) => ExecEvent::Start {
             hosts: hosts.into_iter().map(|h| ExecHost { host: h.host, run_id: h.run_id }).collect(),
         },
         ExecItem::Output(host, chunk) => ExecEvent::Output { host, output: view(chunk) },
         ExecItem::End(answer, run) => ExecEvent::End { answer, run },
+        ExecItem::Probe(answer, _) => ExecEvent::Probe(answer),
+        ExecItem::Chosen(hosts) => ExecEvent::Chosen { hosts },
         ExecItem::Error(e) => ExecEvent::Error(e.0),
     };
     Ok(ndjson(items, event, app.stop))

@@ -3,6 +3,7 @@
 mod browser;
 mod extract;
 mod handlers;
+mod nodes;
 mod openapi;
 mod stream;
 
@@ -14,7 +15,7 @@ use axum::{
     extract::{DefaultBodyLimit, Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{get, patch, post},
 };
 use meepo_core::code::Code;
 use std::sync::Arc;
@@ -67,8 +68,9 @@ fn router(app: App) -> Router {
         .route("/v1/runs/{id}", get(h::get_run))
         .route("/v1/runs/{id}/output", get(h::output))
         .route("/v1/runs/{id}/kill", post(h::kill_run))
-        .route("/v1/nodes", get(h::list_nodes))
+        .route("/v1/nodes", get(nodes::list_nodes))
         .route("/v1/nodes/{id}", get(h::get_node))
+        .route("/v1/nodes/{id}/labels", patch(nodes::label_node))
         .route("/v1/nodes/{id}/drain", post(h::drain_node).delete(h::undrain_node))
         .route("/v1/exec", post(h::exec))
         .route("/v1/exec/stream", post(h::exec_stream))
@@ -94,7 +96,7 @@ async fn unknown_method(request: Request) -> ApiError {
 async fn count(State(app): State<App>, request: Request, next: Next) -> Response {
     // Anybody can make up methods; labels must stay few.
     let method = match request.method().as_str() {
-        known @ ("GET" | "PUT" | "POST" | "DELETE" | "HEAD") => known.to_owned(),
+        known @ ("GET" | "PUT" | "POST" | "PATCH" | "DELETE" | "HEAD") => known.to_owned(),
         _ => "other".to_owned(),
     };
     let response = next.run(request).await.into_response();

@@ -1,6 +1,6 @@
 //! The OpenAPI document, made from the handlers and the types they use.
 
-use super::handlers as h;
+use super::{handlers as h, nodes};
 use utoipa::OpenApi;
 
 #[derive(OpenApi)]
@@ -28,8 +28,9 @@ use utoipa::OpenApi;
         h::get_run,
         h::output,
         h::kill_run,
-        h::list_nodes,
+        nodes::list_nodes,
         h::get_node,
+        nodes::label_node,
         h::exec,
         h::exec_stream,
         h::cron_next,

@@ -1,7 +1,10 @@
 //! Synchronous commands: straight to the workers over their sessions, unqueued, with
 //! one answer for every host.
 
-use super::Ops;
+use super::{
+    Ops,
+    live::{LiveNodes, overlay},
+};
 use crate::{
     error::{ApiError, ApiResult},
     sessions::{Event, Subscription},
@@ -10,15 +13,13 @@ use meepo_core::{
     api::{ExecStreamRequest, HostAnswer},
     code::Code,
     duration::HumanDuration,
+    error::Invalid,
     id::{Name, NodeId, RunId},
     job::Assignment,
     run::{OutputChunk, RunRecord, RunState},
     target::Target,
 };
-use std::{
-    collections::{BTreeSet, HashSet},
-    time::Duration,
-};
+use std::{collections::HashSet, time::Duration};
 use tokio::{sync::mpsc, time::Instant};
 use tracing::info;
 use uuid::Uuid;
@@ -29,7 +30,7 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 /// seconds, the rest is the way there and back.
 const SLACK: Duration = Duration::from_secs(8);
 /// Items on their way to the caller.
-const BACKLOG: usize = 256;
+pub(super) const BACKLOG: usize = 256;
 
 /// A host that is asked.
 #[derive(Debug, Clone)]
@@ -49,6 +50,10 @@ pub enum ExecItem {
     Output(String, OutputChunk),
     /// A host's answer; every host gives one.
     End(HostAnswer, Option<Box<RunRecord>>),
+    /// A host's answer to the probe, with what the probe wrote.
+    Probe(HostAnswer, Option<Box<RunRecord>>),
+    /// The hosts that passed the probe, up to the limit.
+    Chosen(Vec<String>),
     /// The request broke off.
     Error(ApiError),
 }
@@ -60,20 +65,24 @@ enum Place {
 }
 
 impl Ops {
-    /// The hosts a target means: those that match, and those named that do not exist.
-    pub fn resolve(&self, target: &str) -> ApiResult<Vec<String>> {
-        let target = Target::parse(target)?;
+    /// The hosts a target means, in its order: those that match, and then those named that
+    /// do not exist.
+    pub async fn resolve(&self, target: &Target) -> ApiResult<Vec<String>> {
         self.fleet_known()?;
-        let nodes = self.view.read().all_nodes();
-        let mut hosts: BTreeSet<String> =
-            target.select(nodes.values()).into_iter().map(|n| n.id.to_string()).collect();
+        let live = match target.asks_for_live_facts() {
+            true => self.live(&[]).await?,
+            false => LiveNodes::new(),
+        };
+        let mut nodes = self.view.read().all_nodes_now();
+        overlay(&mut nodes, &live);
+        let meant = target.select(nodes.values()).into_iter().map(|n| n.id.to_string());
         let unknown = target.ids().into_iter().filter(|id| !nodes.contains_key(id));
-        hosts.extend(unknown.map(|id| id.to_string()));
+        let hosts: Vec<String> = meant.chain(unknown.map(|id| id.to_string())).collect();
         if hosts.is_empty() {
             let message = format!("target {target} matches no node");
             return Err(ApiError::new(Code::NO_TARGET, message));
         }
-        Ok(hosts.into_iter().collect())
+        Ok(hosts)
     }
 
     /// A master that has only just started does not know yet who there is.
@@ -225,6 +234,12 @@ pub(crate) fn describe(record: &RunRecord) -> String {
         (_, _, _, Some(message)) => message.clone(),
         _ => record.code.meaning().to_owned(),
     }
+}
+
+/// Whether a command can be run as it stands.
+pub(super) fn check(request: &ExecStreamRequest) -> Result<(), Invalid> {
+    let timeout = request.timeout.map_or(DEFAULT_TIMEOUT, |t| t.0);
+    assignment(request, timeout).validate().map(drop)
 }
 
 fn assignment(request: &ExecStreamRequest, timeout: Duration) -> Assignment {

@@ -1,18 +1,20 @@
 //! A master that does not lead hands what needs the workers' sessions to the one that
 //! does.
 
-use super::{ExecItem, FollowItem, Host, Ops};
+use super::{ExecItem, FollowItem, Host, LiveNodes, Ops};
 use crate::{
     error::{ApiError, ApiResult},
     grpc::convert,
+    sessions::live_from,
 };
 use meepo_core::{
     api::{ExecStreamRequest, HostAnswer},
     code::Code,
-    id::RunId,
+    id::{Name, NodeId, RunId},
 };
-use meepo_proto::v1::{
-    self as pb, exec_client::ExecClient, exec_event, output_event, runs_client::RunsClient,
+use meepo_proto::{
+    internal::{self, masters_client::MastersClient},
+    v1::{self as pb, exec_client::ExecClient, exec_event, output_event, runs_client::RunsClient},
 };
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -25,6 +27,10 @@ use tonic::{
 /// not send a call back and forth.
 pub const FORWARDED: &str = "meepo-forwarded";
 const BACKLOG: usize = 256;
+/// How long the leader may take to tell how the hosts are.
+const LIVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Largest such answer: some hundred bytes a node.
+const MAX_LIVE: usize = 64 << 20;
 
 impl Ops {
     /// Runs a command wherever the leader is.
@@ -46,6 +52,8 @@ impl Ops {
             cwd: request.cwd.clone().unwrap_or_default(),
             user: request.user.clone().unwrap_or_default(),
             hosts,
+            // The master that was asked does that itself.
+            probe: String::new(),
         };
         let mut client = ExecClient::new(self.leader_channel()?);
         let mut events = client.run(forwarded(message)).await.map_err(broken)?.into_inner();
@@ -113,6 +121,23 @@ impl Ops {
         Ok(rx)
     }
 
+    /// How the hosts are that have a session with the leader.
+    pub(super) async fn live_at_leader(&self, nodes: &[NodeId]) -> ApiResult<LiveNodes> {
+        let request =
+            internal::LiveRequest { nodes: nodes.iter().map(NodeId::to_string).collect() };
+        let client = MastersClient::new(self.leader_channel()?);
+        let mut client = client.max_decoding_message_size(MAX_LIVE);
+        let asked = tokio::time::timeout(LIVE_TIMEOUT, client.live(forwarded(request))).await;
+        let late = |_| ApiError::new(Code::NO_LEADER, "the leading master does not answer");
+        let answer = asked.map_err(late)?.map_err(broken)?.into_inner();
+        let live = answer.nodes.into_iter().filter_map(|n| {
+            let at = jiff::Timestamp::from_millisecond(n.at_ms).ok()?;
+            let live = n.heartbeat.map(|beat| live_from(&beat, at));
+            Some((Name::new(&n.node).ok()?, live))
+        });
+        Ok(live.collect())
+    }
+
     fn leader_channel(&self) -> ApiResult<Channel> {
         let no_leader = || ApiError::new(Code::NO_LEADER, Code::NO_LEADER.meaning());
         let (leader, _) = self.leadership.borrow().leader.clone().ok_or_else(no_leader)?;
@@ -167,5 +192,7 @@ fn exec_item(event: pb::ExecEvent) -> Option<ExecItem> {
             };
             ExecItem::End(answer, run)
         }
+        // Nothing that is forwarded has a probe.
+        exec_event::Event::Probe(_) | exec_event::Event::Chosen(_) => return None,
     })
 }

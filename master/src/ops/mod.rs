@@ -4,12 +4,16 @@ mod exec;
 mod follow;
 mod forward;
 mod jobs;
+mod labels;
+mod live;
 mod nodes;
+mod probe;
 mod runs;
 
 pub use exec::{DEFAULT_TIMEOUT, ExecItem, Host};
 pub use follow::FollowItem;
 pub use forward::FORWARDED;
+pub use live::LiveNodes;
 
 use crate::{metrics::Metrics, sessions::Sessions, view::View};
 use meepo_coord::{Etcd, election::Leadership};

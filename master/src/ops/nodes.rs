@@ -1,6 +1,9 @@
 //! Nodes: those that are there and those that were.
 
-use super::Ops;
+use super::{
+    Ops,
+    live::{LiveNodes, overlay},
+};
 use crate::{
     error::{ApiError, ApiResult},
     view::Data,
@@ -12,58 +15,58 @@ use meepo_coord::{
     records::{DrainRecord, decode, encode},
 };
 use meepo_core::{
-    api::{DrainRequest, DrainState, DrainView, NodeView},
+    api::{DrainRequest, DrainState, DrainView, NodeList, NodeView},
     code::Code,
     id::NodeId,
-    node::{self, Health, NodeInfo, NodeRecord},
+    node::{self, Health, NodeInfo},
     run::to_millis,
+    target::Target,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use tracing::info;
 
-/// What etcd has of a node.
-struct Found<'a> {
-    record: Option<&'a NodeRecord>,
-    health: Option<&'a Health>,
-    drain: Option<&'a DrainRecord>,
-}
-
 impl Ops {
-    /// All nodes ever seen, by id.
-    pub async fn list_nodes(&self) -> ApiResult<Vec<NodeView>> {
-        let (records, health, drains) = tokio::try_join!(
+    /// All nodes ever seen by id, or those of a target in its order.
+    pub async fn list_nodes(&self, target: Option<&Target>) -> ApiResult<NodeList> {
+        let (records, health, drains, labels, live) = tokio::join!(
             self.etcd.list(keys::NODES, None),
             self.etcd.list(keys::HEALTH, None),
-            self.etcd.list(keys::DRAINS, None)
-        )?;
-        let records: BTreeMap<NodeId, NodeRecord> = readable(&records.0, keys::NODES);
-        let health: BTreeMap<NodeId, Health> = readable(&health.0, keys::HEALTH);
-        let drains: BTreeMap<NodeId, DrainRecord> = readable(&drains.0, keys::DRAINS);
-        let ids: BTreeSet<&NodeId> = records.keys().chain(health.keys()).collect();
-        let found = |id: &NodeId| Found {
-            record: records.get(id),
-            health: health.get(id),
-            drain: drains.get(id),
+            self.etcd.list(keys::DRAINS, None),
+            self.etcd.list(keys::LABELS, None),
+            self.live(&[])
+        );
+        let (records, health, drains, labels) = (records?.0, health?.0, drains?.0, labels?.0);
+        let data = Data::from_entries(records.iter().chain(&health).chain(&drains).chain(&labels));
+        let stale = live.as_ref().err().map(|e| {
+            format!(
+                "facts are those that workers last wrote to etcd, perhaps minutes ago: {}",
+                e.0.message
+            )
+        });
+        let live = live.ok();
+        let mut nodes = data.all_nodes_now();
+        overlay(&mut nodes, live.as_ref().unwrap_or(&LiveNodes::new()));
+        let meant = match target {
+            Some(target) => target.select(nodes.values()),
+            None => nodes.values().collect(),
         };
-        Ok(ids.into_iter().map(|id| self.node_view(id, &found(id))).collect())
+        let views = meant.into_iter().map(|node| node_view(node, &data, live.as_ref()));
+        Ok(NodeList { nodes: views.collect(), stale })
     }
 
     /// One node.
     pub async fn get_node(&self, id: &NodeId) -> ApiResult<NodeView> {
-        let (node_key, health_key, drain_key) = (keys::node(id), keys::health(id), keys::drain(id));
-        let (record, health, drain) = tokio::try_join!(
-            self.etcd.get(&node_key),
-            self.etcd.get(&health_key),
-            self.etcd.get(&drain_key)
-        )?;
-        let record: Option<NodeRecord> = record.and_then(|e| decode(&e.value).ok());
-        let health: Option<Health> = health.and_then(|e| decode(&e.value).ok());
-        let drain: Option<DrainRecord> = drain.and_then(|e| decode(&e.value).ok());
-        if record.is_none() && health.is_none() {
-            return Err(ApiError::not_found("node", id));
+        let etcd = [keys::node(id), keys::health(id), keys::drain(id), keys::labels(id)];
+        let (entries, live) =
+            tokio::join!(self.etcd.get_all(&etcd), self.live(std::slice::from_ref(id)));
+        let data = Data::from_entries(&entries?);
+        let live = live.ok();
+        let mut nodes = data.all_nodes_now();
+        overlay(&mut nodes, live.as_ref().unwrap_or(&LiveNodes::new()));
+        match nodes.get(id) {
+            Some(node) => Ok(node_view(node, &data, live.as_ref())),
+            None => Err(ApiError::not_found("node", id)),
         }
-        let (record, health, drain) = (record.as_ref(), health.as_ref(), drain.as_ref());
-        Ok(self.node_view(id, &Found { record, health, drain }))
     }
 
     /// Asks a node to take nothing new, also after restarts, until [`Ops::undrain_node`].
@@ -102,36 +105,43 @@ impl Ops {
         node.map(|node| NodeView { drain: None, ..node })
     }
 
-    /// Nodes as targets see them, as of this moment. The view may lag: it is fed by
+    /// Nodes as targets see them, as etcd has them now. The view may lag: it is fed by
     /// several watches, and one may be behind another.
     pub(super) async fn nodes_now(&self) -> ApiResult<BTreeMap<NodeId, NodeInfo>> {
-        let (records, health, drains) = tokio::try_join!(
+        let (records, health, drains, labels) = tokio::try_join!(
             self.etcd.list(keys::NODES, None),
             self.etcd.list(keys::HEALTH, None),
-            self.etcd.list(keys::DRAINS, None)
+            self.etcd.list(keys::DRAINS, None),
+            self.etcd.list(keys::LABELS, None)
         )?;
-        Ok(Data::from_entries(records.0.iter().chain(&health.0).chain(&drains.0)).all_nodes())
+        let entries = records.0.iter().chain(&health.0).chain(&drains.0).chain(&labels.0);
+        Ok(Data::from_entries(entries).all_nodes_now())
     }
+}
 
-    fn node_view(&self, id: &NodeId, found: &Found<'_>) -> NodeView {
-        let Found { record, health, drain } = *found;
-        let record_labels = || record.map(|r| r.labels.clone()).unwrap_or_default();
-        let record_facts = || record.map(|r| r.facts.clone()).unwrap_or_default();
-        let record_version = || record.map(|r| r.version.clone()).unwrap_or_default();
-        NodeView {
-            id: id.clone(),
-            online: health.is_some(),
-            connected: self.term().map(|_| self.sessions.is_connected(id)),
-            version: health.map_or_else(record_version, |h| h.version.clone()),
-            labels: health.map_or_else(record_labels, |h| h.labels.clone()),
-            facts: health.map_or_else(record_facts, |h| h.facts.clone()),
-            started_at: health.and_then(|h| h.started_at),
-            registered_at: record.map(|r| r.registered_at),
-            jobs: health.map_or(0, |h| h.jobs),
-            problems: health.map(|h| h.problems.clone()).unwrap_or_default(),
-            drain: drain_view(health, drain),
-            work: health.and_then(|h| h.work.clone()),
-        }
+/// `node` is how targets see it.
+fn node_view(node: &NodeInfo, data: &Data, live: Option<&LiveNodes>) -> NodeView {
+    let id = &node.id;
+    let (record, health) = (data.nodes.get(id), data.health.get(id));
+    let version = health.map(|h| &h.version).or(record.map(|r| &r.version));
+    let configured = health.map(|h| &h.labels).or(record.map(|r| &r.labels));
+    let beat = live.and_then(|l| l.get(id)?.as_ref());
+    NodeView {
+        id: id.clone(),
+        online: node.online,
+        connected: live.map(|l| l.contains_key(id)),
+        version: version.cloned().unwrap_or_default(),
+        labels: node.labels.clone(),
+        labels_configured: configured.cloned().unwrap_or_default(),
+        labels_set: data.labels.get(id).map(|l| l.labels.clone()).unwrap_or_default(),
+        facts: node.facts.clone(),
+        facts_at: beat.map(|b| to_millis(b.at)),
+        started_at: health.and_then(|h| h.started_at),
+        registered_at: record.map(|r| r.registered_at),
+        jobs: health.map_or(0, |h| h.jobs),
+        problems: health.map(|h| h.problems.clone()).unwrap_or_default(),
+        drain: drain_view(health, data.drains.get(id)),
+        work: health.and_then(|h| h.work.clone()),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The last heartbeat of every worker that has a session: as many as there are sessions,
 //! gone with the session.
 
-use super::Sessions;
+use super::{Connection, Sessions};
 use jiff::Timestamp;
 use meepo_core::{
     digest::Digest,
@@ -29,20 +29,24 @@ pub struct Beat {
     pub revision: i64,
 }
 
+/// How the host is, as a heartbeat tells it.
+pub fn live_from(beat: &pb::Heartbeat, at: Timestamp) -> Live {
+    Live {
+        at,
+        cpu_use: beat.cpu_use.filter(|p| (0.0..=100.0).contains(p)),
+        load1: beat.load1,
+        mem_total: beat.mem_total,
+        mem_free: beat.mem_free,
+        disk_total: beat.disk_total,
+        disk_free: beat.disk_free,
+        running: beat.running_total,
+    }
+}
+
 impl Beat {
     fn new(beat: pb::Heartbeat, at: Timestamp) -> Self {
-        let live = Live {
-            at,
-            cpu_use: beat.cpu_use.filter(|p| (0.0..=100.0).contains(p)),
-            load1: beat.load1,
-            mem_total: beat.mem_total,
-            mem_free: beat.mem_free,
-            disk_total: beat.disk_total,
-            disk_free: beat.disk_free,
-            running: beat.running_total,
-        };
         Self {
-            live,
+            live: live_from(&beat, at),
             running: beat.running.iter().filter_map(|id| id.parse().ok()).collect(),
             ready: beat.ready,
             waiting: beat.waiting,
@@ -64,6 +68,19 @@ impl Sessions {
     /// The last heartbeat of a node that has a session.
     pub fn last_beat(&self, node: &NodeId) -> Option<Arc<Beat>> {
         self.lock().nodes.get(node)?.beat.clone()
+    }
+
+    /// How the hosts of `nodes`, or of all nodes if there is none among them, are: of those
+    /// that have sessions, with nothing before the first heartbeat.
+    pub fn live(&self, nodes: &[NodeId]) -> BTreeMap<NodeId, Option<Live>> {
+        let inner = self.lock();
+        let live = |c: &Connection| c.beat.as_ref().map(|b| b.live.clone());
+        match nodes {
+            [] => inner.nodes.iter().map(|(n, c)| (n.clone(), live(c))).collect(),
+            some => {
+                some.iter().filter_map(|n| Some((n.clone(), live(inner.nodes.get(n)?)))).collect()
+            }
+        }
     }
 
     /// Those of all nodes that have sessions and have sent one.
@@ -93,6 +110,7 @@ mod tests {
         };
         let (old, _over) = connect();
         assert_eq!(sessions.last_beat(&node), None);
+        assert_eq!(sessions.live(&[]), [(node.clone(), None)].into());
         sessions.beat(&node, old, beat(1.0));
         sessions.beat(&node, old, beat(2.0));
         let last = sessions.last_beat(&node).unwrap();
@@ -105,5 +123,6 @@ mod tests {
         assert_eq!(sessions.beats()[&node].live.load1, 4.0);
         sessions.disconnect(&node, new);
         assert_eq!(sessions.last_beat(&node), None);
+        assert!(sessions.live(std::slice::from_ref(&node)).is_empty());
     }
 }

@@ -107,6 +107,8 @@ fn bad_input_names_field_problem_and_remedy() {
         ("schedule", json!("61 * * * *"), "schedule", Code::BAD_SCHEDULE),
         ("timezone", json!("Mars/Olympus"), "timezone", Code::BAD_SCHEDULE),
         ("target", json!("and and"), "target", Code::BAD_TARGET),
+        ("target", json!("all prefer least-loaded"), "target", Code::BAD_TARGET),
+        ("target", json!("load1 < 1 limit 1"), "target", Code::BAD_TARGET),
         ("env", json!({"A=B": "c"}), "env.A=B", Code::BAD_VALUE),
         ("cwd", json!("tmp"), "cwd", Code::BAD_VALUE),
         ("output_limit", json!(1 << 30), "output_limit", Code::BAD_VALUE),

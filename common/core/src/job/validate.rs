@@ -15,7 +15,12 @@ use crate::{
 impl JobSpec {
     /// Checks every field that its type alone does not.
     pub fn validate(&self) -> Result<(), Invalid> {
-        Target::parse(&self.target)?;
+        if let Some(what) = Target::parse(&self.target)?.asks_for_load() {
+            let problem =
+                format!("`{what}` changes from moment to moment: the job would move with it");
+            let expected = "labels and facts that stay; for commands and tasks it is fine";
+            return Err(Invalid::new(Code::BAD_TARGET, "target", problem, expected));
+        }
         let at_boot = self.schedule.as_ref().is_some_and(|s| s.trim().starts_with("@reboot"));
         if at_boot && self.placement == Placement::Once {
             let expected = "`each`: hosts start at different times";

@@ -107,11 +107,8 @@ impl Job {
 impl Fleet {
     /// A node is there, or has changed.
     pub fn set_node(&mut self, node: NodeInfo) {
-        let same = |old: &NodeInfo| {
-            (old.online, old.drained, &old.labels) == (node.online, node.drained, &node.labels)
-        };
-        // Facts alone are looked at with the next change or full comparison.
-        if !self.nodes.get(&node.id).is_some_and(same) {
+        // Its facts are those of its registration, so they do not change often.
+        if self.nodes.get(&node.id) != Some(&node) {
             self.dirty.nodes.insert(node.id.clone());
         }
         self.nodes.insert(node.id.clone(), node);

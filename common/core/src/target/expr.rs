@@ -1,6 +1,6 @@
 //! The parsed form: what it matches and how it is written.
 
-use super::{glob, lex::is_special};
+use super::{glob, lex::is_special, tree};
 use crate::{
     id::Name,
     node::{Facts, NodeInfo},
@@ -8,7 +8,7 @@ use crate::{
 use std::{cmp::Ordering, fmt};
 
 /// Words that mean something by themselves.
-pub(super) const KEYWORDS: [&str; 5] = ["all", "and", "or", "not", "limit"];
+pub(super) const KEYWORDS: [&str; 6] = ["all", "and", "or", "not", "limit", "prefer"];
 
 /// A condition on a node.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,15 +18,16 @@ pub(super) enum Expr {
     Not(Box<Expr>),
     /// Any of these; never empty.
     Ids(Vec<Id>),
+    /// The label matches one of the patterns (there is at least one), or none.
     Label {
         key: String,
         equal: bool,
-        pattern: String,
+        patterns: Vec<String>,
     },
     Text {
         fact: TextFact,
         equal: bool,
-        pattern: String,
+        patterns: Vec<String>,
     },
     Version {
         fact: TextFact,
@@ -126,6 +127,8 @@ facts! {
     /// A fact that is a number.
     NumberFact -> f64 {
         CpuCores "cpu.cores" |f| f.cpu_cores as f64;
+        CpuUse "cpu.use" |f| f.cpu_use.unwrap_or(f64::NAN);
+        Running "running" |f| f.running.map_or(f64::NAN, |n| n as f64);
         Load1 "load1" |f| f.load1;
         MemTotal "mem.total" |f| f.mem_total as f64;
         MemFree "mem.free" |f| f.mem_free as f64;
@@ -144,7 +147,17 @@ impl TextFact {
 impl NumberFact {
     /// Whether it counts bytes.
     pub(super) fn is_size(self) -> bool {
-        !matches!(self, Self::CpuCores | Self::Load1)
+        !matches!(self, Self::CpuCores | Self::CpuUse | Self::Running | Self::Load1)
+    }
+
+    /// Whether it says how busy the host is at the moment.
+    fn is_load(self) -> bool {
+        matches!(self, Self::CpuUse | Self::Running | Self::Load1)
+    }
+
+    /// Whether it changes while the host is up.
+    fn changes(self) -> bool {
+        self.is_load() || matches!(self, Self::MemFree | Self::DiskFree)
     }
 }
 
@@ -159,12 +172,15 @@ impl Expr {
                 Id::Exact(name) => *name == node.id,
                 Id::Pattern(pattern) => glob::matches(pattern, node.id.as_str()),
             }),
-            Self::Label { key, equal, pattern } => {
-                let hit = node.labels.get(key).is_some_and(|v| glob::matches(pattern, v));
+            Self::Label { key, equal, patterns } => {
+                let matches = if key == tree::LABEL { tree::matches } else { glob::matches };
+                let hit =
+                    node.labels.get(key).is_some_and(|v| patterns.iter().any(|p| matches(p, v)));
                 hit == *equal
             }
-            Self::Text { fact, equal, pattern } => {
-                glob::matches(pattern, fact.of(&node.facts)) == *equal
+            Self::Text { fact, equal, patterns } => {
+                let value = fact.of(&node.facts);
+                patterns.iter().any(|p| glob::matches(p, value)) == *equal
             }
             Self::Version { fact, op, version } => {
                 op.holds(Some(compare_versions(fact.of(&node.facts), version)))
@@ -185,6 +201,26 @@ impl Expr {
             })),
             _ => {}
         }
+    }
+
+    /// Whether some number in it satisfies `which`; answers its key.
+    fn number(&self, which: fn(NumberFact) -> bool) -> Option<&'static str> {
+        match self {
+            Self::Or(parts) | Self::And(parts) => parts.iter().find_map(|p| p.number(which)),
+            Self::Not(part) => part.number(which),
+            Self::Number { fact, .. } if which(*fact) => Some(fact.key()),
+            _ => None,
+        }
+    }
+
+    /// A fact in it that says how busy hosts are at the moment.
+    pub(super) fn load(&self) -> Option<&'static str> {
+        self.number(NumberFact::is_load)
+    }
+
+    /// Whether a fact in it changes while hosts are up.
+    pub(super) fn changes(&self) -> bool {
+        self.number(NumberFact::changes).is_some()
     }
 
     /// How tightly it binds.
@@ -234,7 +270,7 @@ impl fmt::Display for Expr {
                 }
                 Ok(())
             }
-            Self::Label { key, equal, pattern } => {
+            Self::Label { key, equal, patterns } => {
                 let taken = TextFact::by_key(key).is_some()
                     || NumberFact::by_key(key).is_some()
                     || key.starts_with("label.");
@@ -243,12 +279,11 @@ impl fmt::Display for Expr {
                 } else {
                     word(f, key, true)?;
                 }
-                f.write_str(if *equal { "=" } else { "!=" })?;
-                word(f, pattern, false)
+                any_of(f, *equal, patterns)
             }
-            Self::Text { fact, equal, pattern } => {
-                write!(f, "{}{}", fact.key(), if *equal { "=" } else { "!=" })?;
-                word(f, pattern, false)
+            Self::Text { fact, equal, patterns } => {
+                f.write_str(fact.key())?;
+                any_of(f, *equal, patterns)
             }
             Self::Version { fact, op, version } => {
                 write!(f, "{} {} ", fact.key(), op.as_str())?;
@@ -261,8 +296,22 @@ impl fmt::Display for Expr {
     }
 }
 
+/// Writes `=web`, or ` in (web, db)`.
+fn any_of(f: &mut fmt::Formatter<'_>, equal: bool, patterns: &[String]) -> fmt::Result {
+    if let [pattern] = patterns {
+        f.write_str(if equal { "=" } else { "!=" })?;
+        return word(f, pattern, false);
+    }
+    f.write_str(if equal { " in (" } else { " not in (" })?;
+    for (i, pattern) in patterns.iter().enumerate() {
+        f.write_str(if i > 0 { ", " } else { "" })?;
+        word(f, pattern, false)?;
+    }
+    f.write_str(")")
+}
+
 /// Writes a word, in quotes where it would not be read back otherwise.
-fn word(f: &mut fmt::Formatter<'_>, text: &str, keywords_matter: bool) -> fmt::Result {
+pub(super) fn word(f: &mut fmt::Formatter<'_>, text: &str, keywords_matter: bool) -> fmt::Result {
     let quoted = text.is_empty()
         || text.contains(is_special)
         || (keywords_matter && KEYWORDS.iter().any(|k| k.eq_ignore_ascii_case(text)));

@@ -1,7 +1,7 @@
 //! From tokens to expressions: recursive descent, bounded in depth.
 
 use super::{
-    MAX_DEPTH, MAX_TARGET, Target,
+    MAX_DEPTH, MAX_TARGET, Prefer, Target,
     expr::{Expr, Id, KEYWORDS, NumberFact, Op, TextFact},
     glob,
     lex::{self, Kind, Token},
@@ -26,15 +26,26 @@ pub(super) fn parse(text: &str) -> Result<Target, Invalid> {
     let mut parser =
         Parser { end: text.chars().count() + 1, tokens: tokens.into_iter().peekable(), depth: 0 };
     let expr = parser.or()?;
-    let limit = if parser.keyword("limit") { Some(parser.limit()?) } else { None };
+    let (mut prefer, mut limit) = (None, None);
+    loop {
+        if limit.is_none() && parser.keyword("limit") {
+            limit = Some(parser.limit()?);
+        } else if prefer.is_none() && parser.keyword("prefer") {
+            prefer = Some(parser.prefer()?);
+        } else {
+            break;
+        }
+    }
     if parser.tokens.peek().is_some() {
-        let expected = match limit {
-            Some(_) => "nothing after the limit",
-            None => "`and`, `or`, `limit` or the end",
+        let expected = match (&prefer, limit) {
+            (None, None) => "`and`, `or`, `prefer`, `limit` or the end",
+            (None, Some(_)) => "`prefer` or the end after the limit",
+            (Some(_), None) => "`limit` or the end after the preference",
+            (Some(_), Some(_)) => "nothing after limit and preference",
         };
         return Err(parser.unexpected(expected));
     }
-    Ok(Target { expr, limit })
+    Ok(Target { expr, prefer: prefer.unwrap_or_default(), limit })
 }
 
 struct Parser {
@@ -86,10 +97,22 @@ impl Parser {
     /// A condition or a list of ids.
     fn term(&mut self) -> Result<Expr, Invalid> {
         let (column, word, quoted) = self.word(TERM)?;
-        if let Some(op) = self.op() {
-            let expr = self.condition(column, word, op)?;
+        let condition = if let Some(op) = self.op() {
+            Some(self.condition(column, &word, op)?)
+        } else if self.keyword("in") {
+            Some(self.set(column, &word, true)?)
+        } else if self.keyword("not") {
+            if !self.keyword("in") {
+                return Err(self.unexpected("`in`, as in group not in (web, db)"));
+            }
+            Some(self.set(column, &word, false)?)
+        } else {
+            None
+        };
+        if let Some(expr) = condition {
             if self.tokens.peek().is_some_and(|t| t.kind == Kind::Comma) {
-                return Err(self.unexpected("`and` or `or`; commas join ids only"));
+                let expected = "`and` or `or`; for several values group in (web, db)";
+                return Err(self.unexpected(expected));
             }
             return Ok(expr);
         }
@@ -105,8 +128,70 @@ impl Parser {
         Ok(Expr::Ids(ids))
     }
 
-    fn condition(&mut self, column: usize, key: String, op: Op) -> Result<Expr, Invalid> {
-        if let Some(fact) = NumberFact::by_key(&key) {
+    /// What follows `group in`.
+    fn set(&mut self, column: usize, key: &str, equal: bool) -> Result<Expr, Invalid> {
+        if NumberFact::by_key(key).is_some() {
+            let problem = format!("`in` does not apply to the number {key}");
+            return Err(bad(column, problem, "comparisons, joined with `and` or `or`"));
+        }
+        if self.tokens.next_if(|t| t.kind == Kind::Open).is_none() {
+            return Err(self.unexpected("`(`, as in group in (web, db)"));
+        }
+        let mut patterns = Vec::new();
+        loop {
+            patterns.push(self.value("a value")?.1);
+            if self.tokens.next_if(|t| t.kind == Kind::Close).is_some() {
+                break;
+            }
+            if self.tokens.next_if(|t| t.kind == Kind::Comma).is_none() {
+                return Err(self.unexpected("`,` or `)`"));
+            }
+        }
+        match TextFact::by_key(key) {
+            Some(fact) => Ok(Expr::Text { fact, equal, patterns }),
+            None => Ok(Expr::Label { key: label(column, key)?, equal, patterns }),
+        }
+    }
+
+    /// What follows `prefer`.
+    fn prefer(&mut self) -> Result<Prefer, Invalid> {
+        const EXPECTED: &str = "`least-loaded`, `spread` or `spread(LABEL)`";
+        let mut prefer = Prefer::default();
+        loop {
+            let (column, word, _) = self.value(EXPECTED)?;
+            let twice = |there: bool| match there {
+                true => Err(bad(column, format!("{word:?} stands there twice"), "it once")),
+                false => Ok(()),
+            };
+            if word.eq_ignore_ascii_case("least-loaded") {
+                twice(prefer.least_loaded)?;
+                prefer.least_loaded = true;
+            } else if word.eq_ignore_ascii_case("spread") {
+                twice(prefer.spread.is_some())?;
+                prefer.spread = Some(self.spread()?);
+            } else {
+                return Err(bad(column, format!("found {}", Kind::Word(word)), EXPECTED));
+            }
+            if self.tokens.next_if(|t| t.kind == Kind::Comma).is_none() {
+                return Ok(prefer);
+            }
+        }
+    }
+
+    /// The label after `spread`.
+    fn spread(&mut self) -> Result<String, Invalid> {
+        if self.tokens.next_if(|t| t.kind == Kind::Open).is_none() {
+            return Ok(Prefer::SPREAD.to_owned());
+        }
+        let (column, word, _) = self.value("a label, as in spread(zone)")?;
+        if self.tokens.next_if(|t| t.kind == Kind::Close).is_none() {
+            return Err(self.unexpected("`)`"));
+        }
+        label(column, &word)
+    }
+
+    fn condition(&mut self, column: usize, key: &str, op: Op) -> Result<Expr, Invalid> {
+        if let Some(fact) = NumberFact::by_key(key) {
             return self.number(fact, op);
         }
         let value_column = self.column();
@@ -119,8 +204,8 @@ impl Parser {
         let not_here = |what: String| {
             bad(column, format!("`{}` does not apply to {what}", op.as_str()), "`=` or `!=`")
         };
-        match (TextFact::by_key(&key), equal) {
-            (Some(fact), Some(equal)) => Ok(Expr::Text { fact, equal, pattern: value }),
+        match (TextFact::by_key(key), equal) {
+            (Some(fact), Some(equal)) => Ok(Expr::Text { fact, equal, patterns: vec![value] }),
             (Some(fact), None) if fact.is_version() => {
                 if glob::is_pattern(&value) || !value.contains(|c: char| c.is_alphanumeric()) {
                     let problem = format!("{value:?} is not a version");
@@ -130,12 +215,9 @@ impl Parser {
             }
             (Some(fact), None) => Err(not_here(fact.key().to_owned())),
             (None, equal) => {
-                let key = key.strip_prefix("label.").unwrap_or(&key).to_owned();
-                if key.is_empty() {
-                    return Err(bad(column, "found no label", "a label before the operator"));
-                }
+                let key = label(column, key)?;
                 let Some(equal) = equal else { return Err(not_here(format!("the label {key:?}"))) };
-                Ok(Expr::Label { key, equal, pattern: value })
+                Ok(Expr::Label { key, equal, patterns: vec![value] })
             }
         }
     }
@@ -143,6 +225,8 @@ impl Parser {
     fn number(&mut self, fact: NumberFact, op: Op) -> Result<Expr, Invalid> {
         let expected = if fact.is_size() {
             "a number with or without a unit (B KB MB GB TB PB, KiB MiB GiB TiB PiB)"
+        } else if fact == NumberFact::CpuUse {
+            "a number of per cent, with or without %"
         } else {
             "a number"
         };
@@ -153,7 +237,8 @@ impl Parser {
         ) {
             text.push_str(&unit);
         }
-        match amount(&text, fact.is_size()) {
+        let number = text.strip_suffix('%').filter(|_| fact == NumberFact::CpuUse);
+        match amount(number.unwrap_or(&text), fact.is_size()) {
             Some(value) => Ok(Expr::Number { fact, op, text, value }),
             None => Err(bad(column, format!("found {}", Kind::Word(text)), expected)),
         }
@@ -222,6 +307,14 @@ fn one_or(mut parts: Vec<Expr>, many: fn(Vec<Expr>) -> Expr) -> Expr {
             parts.extend(last);
             many(parts)
         }
+    }
+}
+
+/// The label that a key names.
+fn label(column: usize, key: &str) -> Result<String, Invalid> {
+    match key.strip_prefix("label.").unwrap_or(key) {
+        "" => Err(bad(column, "found no label", "a label before the operator")),
+        label => Ok(label.to_owned()),
     }
 }
 
