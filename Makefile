@@ -14,7 +14,7 @@ help: ## show this
 
 run: deps-run ## build in release and run a whole meepo here: etcd, master, worker, log store
 	@$(CARGO) build --release -p meepo --bin meepo
-	@exec target/release/meepo --server --data-dir .meepo --jobs deploy/examples $(ARGS)
+	@exec $${CARGO_TARGET_DIR:-target}/release/meepo --server --data-dir .meepo --jobs deploy/examples $(ARGS)
 
 test: deps-test ## every test, against a real etcd and a real MongoDB
 	@if [ -z "$${MEEPO_TEST_MONGODB_URI:-}" ]; then scripts/fetch-mongod.sh >/dev/null; fi
