@@ -1,8 +1,10 @@
 //! The command line: what can be said, not what it does.
 
 mod node;
+pub(crate) mod task;
 
 pub(crate) use node::NodeCommand;
+use task::TaskCommand;
 
 use crate::{client::DEFAULT_MASTER, error::EXIT_HELP, output::Format};
 use clap::{Args, Parser, Subcommand, ValueHint};
@@ -51,6 +53,9 @@ pub(crate) enum Command {
     /// Stored, scheduled commands.
     #[command(subcommand)]
     Job(JobCommand),
+    /// Work that is done once.
+    #[command(subcommand)]
+    Task(TaskCommand),
     /// List past and present runs, newest first.
     Runs(RunsArgs),
     /// Print the output of a run.
@@ -154,7 +159,7 @@ pub(crate) struct RunArgs {
     pub(crate) command: Vec<String>,
 }
 
-fn key_value(s: &str) -> Result<(String, String), String> {
+pub(crate) fn key_value(s: &str) -> Result<(String, String), String> {
     match s.split_once('=') {
         Some((k, v)) if !k.is_empty() => Ok((k.to_owned(), v.to_owned())),
         _ => Err("expected KEY=VALUE".to_owned()),

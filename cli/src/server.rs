@@ -117,6 +117,7 @@ async fn with_etcd(
         logs: args.logs.clone().unwrap_or(own_store),
         data_dir: args.data_dir.clone(),
         lease_ttl: LEASE_TTL,
+        tasks_limit: meepo_master::DEFAULT_TASKS_LIMIT,
         log_format: LogFormat::Text,
     })
     .await?;
@@ -135,6 +136,7 @@ async fn with_etcd(
         lease_ttl: LEASE_TTL,
         heartbeat: meepo_worker::config::DEFAULT_HEARTBEAT,
         max_running: 512,
+        task_slots: meepo_worker::default_task_slots(),
         cgroup_root: None,
         spool_limit: 1 << 30,
         log_format: LogFormat::Text,

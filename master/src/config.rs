@@ -14,6 +14,9 @@ use std::{
 /// Where the settings are looked for when no file is named.
 pub const DEFAULT_FILE: &str = "/etc/meepo/master.toml";
 
+/// Tasks that may be unfinished at the same time unless set.
+pub const DEFAULT_TASKS_LIMIT: usize = 10_000;
+
 /// Everything a master can be told. `None` means: not set.
 #[derive(Debug, Clone, Default, Args, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -44,6 +47,9 @@ pub struct Settings {
     /// Time after which a silent leader is replaced. [default: 10s]
     #[arg(long, env = "MEEPO_LEASE_TTL")]
     pub lease_ttl: Option<HumanDuration>,
+    /// Tasks that may be unfinished at the same time; more are refused. [default: 10000]
+    #[arg(long, env = "MEEPO_TASKS_LIMIT")]
+    pub tasks_limit: Option<usize>,
     /// `text` or `json`. [default: text]
     #[arg(long, env = "MEEPO_LOG_FORMAT")]
     pub log_format: Option<LogFormat>,
@@ -66,6 +72,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Time to live of the master's lease.
     pub lease_ttl: Duration,
+    /// Tasks that may be unfinished at the same time.
+    pub tasks_limit: usize,
     /// How log lines look.
     pub log_format: LogFormat,
 }
@@ -106,6 +114,11 @@ impl Settings {
         let data_dir = self.data_dir.or(base.data_dir).unwrap_or("/var/lib/meepo".into());
         let logs = self.logs.or(base.logs);
         let logs = logs.unwrap_or_else(|| format!("sqlite:{}", data_dir.join("logs.db").display()));
+        let tasks_limit = self.tasks_limit.or(base.tasks_limit).unwrap_or(DEFAULT_TASKS_LIMIT);
+        anyhow::ensure!(
+            (1..=1_000_000).contains(&tasks_limit),
+            "tasks_limit: {tasks_limit} is out of range; expected 1 to 1000000"
+        );
         Ok(Config {
             etcd,
             http,
@@ -114,6 +127,7 @@ impl Settings {
             logs,
             data_dir,
             lease_ttl,
+            tasks_limit,
             log_format: self.log_format.or(base.log_format).unwrap_or_default(),
         })
     }

@@ -18,7 +18,8 @@ pub mod metrics;
 pub mod ops;
 pub mod reconcile;
 pub mod sessions;
+pub mod tasks;
 pub mod view;
 
-pub use config::{Config, Settings};
+pub use config::{Config, DEFAULT_TASKS_LIMIT, Settings};
 pub use master::Master;

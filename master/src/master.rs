@@ -1,7 +1,13 @@
 //! Puts the parts together and takes them down again.
 
 use crate::{
-    config::Config, grpc, http, lost, metrics::Metrics, ops::Ops, reconcile, sessions::Sessions,
+    config::Config,
+    grpc, http, lost,
+    metrics::Metrics,
+    ops::Ops,
+    reconcile,
+    sessions::Sessions,
+    tasks::{Board, Leader, run as dispatch_tasks},
     view::View,
 };
 use anyhow::Context;
@@ -20,6 +26,10 @@ use tracing::{info, warn};
 
 /// Longest time the tasks may take to end.
 const TASKS_END: Duration = Duration::from_secs(5);
+
+/// What a worker that has lost its lease takes to end what it may no longer run, beyond the
+/// time to live of a lease.
+const WORKER_KILLS: Duration = Duration::from_secs(5);
 
 /// A master that runs.
 pub struct Master {
@@ -82,14 +92,32 @@ impl Master {
 
         let view = View::new();
         tasks.spawn("view", OnError::Shutdown, view.clone().keep(etcd.clone(), stop.clone()));
+        let board = Board::new();
+        tasks.spawn(
+            "task board",
+            OnError::Shutdown,
+            board.clone().keep(etcd.clone(), stop.clone()),
+        );
         let ops = Ops {
             etcd: etcd.clone(),
             store: store.clone(),
             view: view.clone(),
+            board: board.clone(),
+            tasks_limit: config.tasks_limit,
             sessions: Sessions::default(),
             leadership: leadership.clone(),
             metrics: Arc::new(Metrics::default()),
         };
+        let leader = Leader {
+            etcd: etcd.clone(),
+            store: store.clone(),
+            board,
+            view: view.clone(),
+            leadership: leadership.clone(),
+            metrics: ops.metrics.clone(),
+            grace: config.lease_ttl + WORKER_KILLS,
+        };
+        tasks.spawn("tasks", OnError::Shutdown, dispatch_tasks(leader, stop.clone()));
         let placing = reconcile::run(
             etcd,
             view.clone(),

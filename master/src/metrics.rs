@@ -22,5 +22,7 @@ meepo_runtime::metrics! {
     sessions: Gauge = "sessions", "Workers with a session to this master";
     placements: Counter = "placements", "Assignments written or deleted";
     placements_refused: Counter = "placements_refused", "Assignments that etcd refused: this master did not lead any more, or what they were decided on had changed";
+    tasks_submitted: Counter = "tasks_submitted", "Tasks accepted";
+    part_writes: Counter = "part_writes", "Parts of tasks written by this leader";
     received: Counter = "received_items", "Runs and pieces of output taken for the log store";
 }

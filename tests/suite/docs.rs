@@ -5,6 +5,7 @@ use meepo_coord::keys;
 use meepo_core::{
     code::TABLE,
     job::{Assignment, JobSpec},
+    task::{Event, PartState, Verb, record::TaskCommand, state::TRANSITIONS},
 };
 use meepo_tests::{binary, workspace_root};
 use serde_json::Value;
@@ -273,6 +274,26 @@ fn every_field_of_a_job_is_described() {
     let page = reference("job-files.md");
     for field in JobSpec::FIELDS {
         assert!(page.contains(&format!("\n| `{field}` |")), "{field} is missing in job-files.md");
+    }
+}
+
+#[test]
+fn the_states_of_tasks_are_those_of_the_code() {
+    let page = reference("tasks.md");
+    let table = page.split("| from | event | to |\n|---|---|---|\n").nth(1).unwrap();
+    let rows: Vec<&str> = table.lines().take_while(|l| l.starts_with('|')).collect();
+    let row = |(from, event, to): &(PartState, Event, PartState)| {
+        format!("| `{from}` | {} | `{to}` |", event.as_str())
+    };
+    assert_eq!(rows, TRANSITIONS.iter().map(row).collect::<Vec<_>>());
+    for state in PartState::ALL {
+        assert!(page.contains(&format!("\n| `{state}` | ")), "{state} is missing in tasks.md");
+    }
+    for verb in Verb::ALL {
+        assert!(page.contains(&format!("`{verb}`")), "{verb} is missing in tasks.md");
+    }
+    for field in TaskCommand::FIELDS.iter().chain(meepo_core::task::request::FIELDS) {
+        assert!(page.contains(&format!("`{field}`")), "{field} is missing in tasks.md");
     }
 }
 

@@ -29,4 +29,5 @@ mod services;
 mod shared;
 mod surviving;
 mod targets;
+mod tasks;
 mod terms;

@@ -50,6 +50,10 @@ pub struct Settings {
     /// Processes of jobs at the same time. [default: 512]
     #[arg(long, env = "MEEPO_MAX_RUNNING")]
     pub max_running: Option<usize>,
+    /// Parts of tasks at the same time; 0: none. [default: the number of processors, 4 at
+    /// least]
+    #[arg(long, env = "MEEPO_TASK_SLOTS")]
+    pub task_slots: Option<u32>,
     /// Control group (cgroup v2) below which those of runs are made, as a directory. [default:
     /// the worker's own]
     #[arg(long, env = "MEEPO_CGROUP_ROOT")]
@@ -98,6 +102,8 @@ pub struct Config {
     pub heartbeat: Duration,
     /// Processes of jobs at the same time.
     pub max_running: usize,
+    /// Parts of tasks at the same time.
+    pub task_slots: u32,
     /// Control group below which those of runs are made; none: the worker's own.
     pub cgroup_root: Option<PathBuf>,
     /// Bytes the spool may hold.
@@ -108,6 +114,13 @@ pub struct Config {
     pub pid_file: PathBuf,
     /// Labels of this node.
     pub labels: BTreeMap<String, String>,
+}
+
+/// How many parts of tasks a worker takes at once unless set: one for each processor, four
+/// at least.
+pub fn default_task_slots() -> u32 {
+    let cpus = std::thread::available_parallelism().map_or(4, usize::from);
+    u32::try_from(cpus).unwrap_or(u32::MAX).clamp(4, 10_000)
 }
 
 impl Settings {
@@ -132,6 +145,11 @@ impl Settings {
         );
         let max_running = self.max_running.or(base.max_running).unwrap_or(512);
         anyhow::ensure!(max_running > 0, "max_running: 0 would run nothing; expected at least 1");
+        let task_slots = self.task_slots.or(base.task_slots).unwrap_or_else(default_task_slots);
+        anyhow::ensure!(
+            task_slots <= 10_000,
+            "task_slots: {task_slots} is out of range; expected 0 to 10000"
+        );
         let metrics =
             self.metrics.or(base.metrics).unwrap_or(SocketAddr::from(([127, 0, 0, 1], 7602)));
         let allowed = self.allow_insecure_listen.or(base.allow_insecure_listen).unwrap_or(false);
@@ -157,6 +175,7 @@ impl Settings {
             lease_ttl,
             heartbeat,
             max_running,
+            task_slots,
             cgroup_root: self.cgroup_root.or(base.cgroup_root),
             spool_limit: self.spool_limit.or(base.spool_limit).unwrap_or(1 << 30),
             log_format: self.log_format.or(base.log_format).unwrap_or_default(),

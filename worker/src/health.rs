@@ -53,6 +53,8 @@ pub struct Identity {
     pub started_at: Timestamp,
     /// From the configuration.
     pub labels: BTreeMap<String, String>,
+    /// Parts of tasks it takes at once.
+    pub task_slots: u32,
 }
 
 /// Whether the node's record in etcd is this worker's.
@@ -227,6 +229,7 @@ async fn write(
         drain_requested_at: stage.map(|s| s.requested_at),
         work: Some(p.vitals.work()),
         digest: p.vitals.progress.holdings().map(|h| h.digest),
+        task_slots: me.task_slots,
         extra: BTreeMap::new(),
     };
     let key = keys::health(&me.node);

@@ -34,9 +34,10 @@ pub mod registry;
 pub mod session;
 mod spooling;
 pub mod state;
+pub mod tasks;
 pub mod timer;
 pub mod vitals;
 mod worker;
 
-pub use config::{Config, Settings};
+pub use config::{Config, Settings, default_task_slots};
 pub use worker::Worker;

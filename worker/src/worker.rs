@@ -22,6 +22,7 @@ use crate::{
     registry::Registry,
     session::{self, Pulse},
     state::{State, StateOptions},
+    tasks,
     vitals::{Delivery, Vitals},
 };
 use anyhow::Context;
@@ -105,6 +106,7 @@ impl Worker {
             instance: uuid::Uuid::now_v7().to_string(),
             started_at: Timestamp::now(),
             labels: config.labels.clone(),
+            task_slots: config.task_slots,
         };
         info!(%node, etcd = ?config.etcd, data_dir = %config.data_dir.display(), "worker starts");
 
@@ -236,6 +238,18 @@ impl Worker {
             batches_tx,
             intake.token(),
         );
+        let (tasks_may, tasks_known) = oneshot::channel();
+        base.spawn(
+            "tasks",
+            OnError::Shutdown,
+            tasks::run(
+                engine.clone(),
+                config.task_slots,
+                tasks_known,
+                intake.token(),
+                base.token(),
+            ),
+        );
         let stop = intake.token();
         intake.spawn("watch", OnError::Shutdown, async move {
             // A drained node takes nothing: so that is asked first.
@@ -243,6 +257,8 @@ impl Worker {
                 () = stop.cancelled() => return Ok(()),
                 _ = drain_known => {}
             }
+            // The other one may have ended.
+            let _ = tasks_may.send(());
             watching.await;
             Ok(())
         });

@@ -13,6 +13,9 @@ pub(crate) mod outcome;
 mod probe;
 pub(crate) mod run;
 pub(crate) mod runs;
+pub(crate) mod task;
+pub(crate) mod task_view;
+pub(crate) mod task_wait;
 
 use crate::{
     args::{Cli, Command, CronCommand, JobCommand, NodeCommand},
@@ -44,6 +47,10 @@ pub(crate) fn dispatch(cli: Cli) -> CliResult<u8> {
         Command::Job(command) => {
             let client = Client::new(&master)?;
             client_command(async move { job_command(&out, &client, command).await })
+        }
+        Command::Task(command) => {
+            let client = Client::new(&master)?;
+            client_command(async move { task::run(&out, &client, command).await })
         }
         Command::Runs(args) => {
             let client = Client::new(&master)?;

@@ -136,7 +136,7 @@ fn request(args: &RunArgs) -> CliResult<ExecStreamRequest> {
 
 /// What is sent as `cmd` and `args` for the words after `--`. For a shell one word
 /// is a script; of several each arrives as it is.
-fn command_line(executor: Executor, words: &[String]) -> (String, Vec<String>) {
+pub(crate) fn command_line(executor: Executor, words: &[String]) -> (String, Vec<String>) {
     match (executor, words) {
         (_, []) => (String::new(), Vec::new()),
         (Executor::Bash | Executor::Sh, [_, _, ..]) => {

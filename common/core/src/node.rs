@@ -126,6 +126,9 @@ pub struct Health {
     /// what it holds now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<Digest>,
+    /// Parts of tasks it takes at once; 0 of a worker that knows no tasks.
+    #[serde(default)]
+    pub task_slots: u32,
     /// Fields this version does not know.
     #[serde(flatten)]
     pub extra: BTreeMap<String, Value>,

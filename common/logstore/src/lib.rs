@@ -18,6 +18,7 @@ mod names;
 mod query;
 pub mod sqlite;
 mod store;
+mod tasks;
 mod url;
 
 #[cfg(any(test, feature = "conformance"))]
@@ -29,6 +30,7 @@ pub use error::{BoxError, StoreError};
 pub use items::{LogItem, MAX_ITEM_BYTES, MAX_SEQ};
 pub use query::{DEFAULT_RUNS, MAX_OUTPUT_BYTES, MAX_OUTPUT_CHUNKS, MAX_RUNS, RunPage, RunQuery};
 pub use store::LogStore;
+pub use tasks::{DEFAULT_TASKS, MAX_TASK_BYTES, MAX_TASKS, TaskQuery};
 
 use std::sync::Arc;
 

@@ -1,10 +1,11 @@
 //! The interface of every store.
 
-use crate::{LogItem, RunPage, RunQuery, StoreError};
+use crate::{LogItem, RunPage, RunQuery, StoreError, TaskQuery};
 use async_trait::async_trait;
 use meepo_core::{
     id::{Name, RunId},
     run::{OutputChunk, RunRecord},
+    task::{TaskId, TaskView},
 };
 use std::collections::BTreeMap;
 
@@ -59,6 +60,22 @@ pub trait LogStore: Send + Sync + 'static {
     /// The newest run of each of these jobs, in the order of [`LogStore::list_runs`].
     /// Jobs without runs are absent. Costs one look into an index per job.
     async fn last_runs(&self, jobs: &[Name]) -> Result<BTreeMap<Name, RunRecord>, StoreError>;
+
+    /// Keeps tasks that are over, with their parts. One that is there already is written
+    /// again. `Ok` means what it means for [`LogStore::append`].
+    ///
+    /// # Errors
+    /// On an error any of them may be kept. [`StoreError::Refused`] if one exceeds
+    /// [`crate::MAX_TASK_BYTES`]; nothing is kept then.
+    async fn put_tasks(&self, tasks: &[TaskView]) -> Result<(), StoreError>;
+
+    /// A task with its parts, if it is kept here.
+    async fn get_task(&self, id: TaskId) -> Result<Option<TaskView>, StoreError>;
+
+    /// The tasks that match, without their parts, newest first: by id, descending.
+    ///
+    /// A record that cannot be read is left out and logged.
+    async fn list_tasks(&self, query: &TaskQuery) -> Result<Vec<TaskView>, StoreError>;
 
     /// Brings the schema up to date and returns the names of the steps this call
     /// applied, in order; empty if there was nothing to do. Safe when several

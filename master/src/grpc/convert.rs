@@ -138,7 +138,7 @@ const TYPED: [&str; 20] = [
 ];
 
 /// JSON as a message.
-fn json_value(value: Value) -> prost_types::Value {
+pub(super) fn json_value(value: Value) -> prost_types::Value {
     let kind = match value {
         Value::Null => Kind::NullValue(0),
         Value::Bool(b) => Kind::BoolValue(b),
@@ -155,7 +155,7 @@ fn json_value(value: Value) -> prost_types::Value {
 }
 
 /// JSON from a message, whose only numbers are doubles: whole ones become integers.
-fn json_from(value: prost_types::Value) -> Value {
+pub(super) fn json_from(value: prost_types::Value) -> Value {
     const EXACT: f64 = 9_007_199_254_740_992.0;
     match value.kind {
         None | Some(Kind::NullValue(_)) => Value::Null,

@@ -3,6 +3,7 @@
 pub mod convert;
 mod masters;
 mod public;
+mod tasks;
 mod workers;
 
 use crate::ops::Ops;
@@ -10,7 +11,7 @@ use meepo_proto::{
     internal::{masters_server::MastersServer, workers_server::WorkersServer},
     v1::{
         cron_server::CronServer, exec_server::ExecServer, jobs_server::JobsServer,
-        nodes_server::NodesServer, runs_server::RunsServer,
+        nodes_server::NodesServer, runs_server::RunsServer, tasks_server::TasksServer,
     },
 };
 use tokio::net::TcpListener;
@@ -63,6 +64,7 @@ pub async fn serve(listener: TcpListener, ops: Ops, stop: CancellationToken) -> 
         .add_service(limited!(NodesServer))
         .add_service(limited!(ExecServer))
         .add_service(limited!(CronServer))
+        .add_service(limited!(TasksServer))
         .add_service(workers)
         .add_service(masters)
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())

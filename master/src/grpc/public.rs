@@ -33,14 +33,14 @@ pub(super) struct Public {
     pub(super) ops: Ops,
 }
 
-type Answer<T> = Result<Response<T>, Status>;
-type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+pub(super) type Answer<T> = Result<Response<T>, Status>;
+pub(super) type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-fn invalid(e: Invalid) -> Status {
+pub(super) fn invalid(e: Invalid) -> Status {
     ApiError::from(e).into()
 }
 
-fn name(field: &str, text: &str) -> Result<Name, Status> {
+pub(super) fn name(field: &str, text: &str) -> Result<Name, Status> {
     Name::new(text).map_err(|e| invalid(e.at(field)))
 }
 
@@ -49,7 +49,7 @@ fn run_id(text: &str) -> Result<RunId, Status> {
 }
 
 /// `None` for an empty text.
-fn duration(field: &str, text: &str) -> Result<Option<HumanDuration>, Status> {
+pub(super) fn duration(field: &str, text: &str) -> Result<Option<HumanDuration>, Status> {
     match text {
         "" => Ok(None),
         text => text.parse().map(Some).map_err(|e: Invalid| invalid(e.at(field))),

@@ -11,6 +11,7 @@ use meepo_core::{
     error::Invalid,
     id::{Name, RunId},
     input::{from_value, parse_json},
+    task::{TaskRef, Verb},
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -84,6 +85,32 @@ impl<S: Send + Sync> FromRequestParts<S> for NamePath {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         Ok(Self(Name::new(&segment(parts, state).await?)?))
+    }
+}
+
+/// The task or part in the path.
+pub(super) struct TaskPath(pub(super) TaskRef);
+
+impl<S: Send + Sync> FromRequestParts<S> for TaskPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        Ok(Self(segment(parts, state).await?.parse().map_err(ApiError::from)?))
+    }
+}
+
+/// The task or part in the path, and what to do to it.
+pub(super) struct TaskVerbPath(pub(super) TaskRef, pub(super) Verb);
+
+impl<S: Send + Sync> FromRequestParts<S> for TaskVerbPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let path = Path::<(String, String)>::from_request_parts(parts, state).await;
+        let Path((id, verb)) = path.map_err(|_| {
+            Invalid::new(Code::BAD_NAME, "(path)", "not UTF-8 once decoded", "an id and a verb")
+        })?;
+        Ok(Self(id.parse().map_err(ApiError::from)?, verb.parse().map_err(ApiError::from)?))
     }
 }
 

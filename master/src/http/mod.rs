@@ -6,6 +6,7 @@ mod handlers;
 mod nodes;
 mod openapi;
 mod stream;
+mod tasks;
 
 pub use openapi::document;
 
@@ -74,6 +75,10 @@ fn router(app: App) -> Router {
         .route("/v1/nodes/{id}/drain", post(h::drain_node).delete(h::undrain_node))
         .route("/v1/exec", post(h::exec))
         .route("/v1/exec/stream", post(h::exec_stream))
+        .route("/v1/tasks", get(tasks::list_tasks).post(tasks::put_task))
+        .route("/v1/tasks/{id}", get(tasks::get_task))
+        .route("/v1/tasks/{id}/events", get(tasks::task_events))
+        .route("/v1/tasks/{id}/{verb}", post(tasks::act_on_task))
         .route("/v1/cron/next", get(h::cron_next))
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)

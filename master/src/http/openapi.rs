@@ -1,6 +1,6 @@
 //! The OpenAPI document, made from the handlers and the types they use.
 
-use super::{handlers as h, nodes};
+use super::{handlers as h, nodes, tasks as t};
 use utoipa::OpenApi;
 
 #[derive(OpenApi)]
@@ -34,6 +34,11 @@ use utoipa::OpenApi;
         h::exec,
         h::exec_stream,
         h::cron_next,
+        t::put_task,
+        t::list_tasks,
+        t::get_task,
+        t::task_events,
+        t::act_on_task,
     )
 )]
 struct Document;

@@ -9,13 +9,15 @@ mod live;
 mod nodes;
 mod probe;
 mod runs;
+mod tasks;
 
 pub use exec::{DEFAULT_TIMEOUT, ExecItem, Host};
 pub use follow::FollowItem;
 pub use forward::FORWARDED;
 pub use live::LiveNodes;
+pub use tasks::{Submitted, TaskFilter};
 
-use crate::{metrics::Metrics, sessions::Sessions, view::View};
+use crate::{metrics::Metrics, sessions::Sessions, tasks::Board, view::View};
 use meepo_coord::{Etcd, election::Leadership};
 use meepo_logstore::LogStore;
 use std::sync::Arc;
@@ -30,6 +32,10 @@ pub struct Ops {
     pub store: Arc<dyn LogStore>,
     /// What is known of the fleet.
     pub view: View,
+    /// What is known of tasks.
+    pub board: Board,
+    /// Most tasks that may be in etcd.
+    pub tasks_limit: usize,
     /// Streams of workers, while this master leads.
     pub sessions: Sessions,
     /// Who leads.

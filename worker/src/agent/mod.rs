@@ -155,7 +155,10 @@ impl Agent {
         let cursors = engine.state.cursors().await?.into_iter().collect();
         let mut waits = Waits::default();
         for wait in engine.state.waits().await? {
-            waits.promised(wait);
+            // Ends of tasks' parts are kept there too, for who tells etcd of them.
+            if !crate::tasks::is_end(&wait) {
+                waits.promised(wait);
+            }
         }
         let snapshot = engine.state.load_snapshot().await?;
         let snapshot = snapshot.into_iter().map(|e| (e.key, e.value)).collect();

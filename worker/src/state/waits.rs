@@ -9,8 +9,9 @@ use jiff::Timestamp;
 use meepo_core::id::RunId;
 use rusqlite::{Connection, Result, params};
 
-/// An attempt that was promised when the one before it ended. It is there, over any
-/// crash, until the run begins, is recorded as not run, or is removed.
+/// What was promised when a run ended: a further attempt, which is there, over any crash,
+/// until that run begins, is recorded as not run, or is removed. Or that etcd is told how
+/// the part of a task has ended; then `run_id` is the run that has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WaitEntry {
     /// The run it will be.

@@ -27,6 +27,7 @@ use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap},
     sync::Arc,
+    time::Duration,
 };
 use uuid::Builder;
 
@@ -277,7 +278,9 @@ fn look<'a>(
             PartState::Reserved => {
                 let part = part();
                 let Some(node) = part.node.clone() else { continue };
-                if let Some((part, order)) = reserved(value, id, part, node, fleet, now, plan) {
+                if let Some((part, order)) =
+                    reserved((value, revision), id, part, node, fleet, now, plan)
+                {
                     plan.effects.push(Effect::Write {
                         id,
                         expect,
@@ -307,7 +310,7 @@ fn look<'a>(
 
 /// What is due for a part that a worker has.
 fn reserved(
-    task: &Task,
+    (task, revision): (&Task, i64),
     id: PartId,
     mut part: Part,
     node: NodeId,
@@ -316,7 +319,7 @@ fn reserved(
     plan: &mut Plan,
 ) -> Option<(Part, OrderChange)> {
     if task.control.revokes() && part.begun_at.is_none() {
-        let mut part = part.taken_back(now);
+        let mut part = part.taken_back(Duration::ZERO, now);
         part.outcome = Some(Outcome::new(Code::CANCELLED, None, now));
         part.step(Event::Revoke, now);
         return Some((part, OrderChange::Delete(node)));
@@ -336,7 +339,7 @@ fn reserved(
     };
     if let Some(why) = why {
         let part = match part.begun_at {
-            None => part.taken_back(now),
+            None => part.taken_back(Duration::ZERO, now),
             Some(_) => {
                 let outcome = Outcome::new(Code::LOST, Some(why.to_owned()), now);
                 part.ended(id, &task.policy, outcome, now)
@@ -346,7 +349,7 @@ fn reserved(
     }
     if task.control == Control::Stopped && part.ask.is_none() {
         part.ask = Some(Ask::Stop);
-        let order = Box::new(Order::of(task, id, &part)?);
+        let order = Box::new(Order::of(task, revision, id, &part)?);
         return Some((part, OrderChange::Put(node, order)));
     }
     None
@@ -364,7 +367,7 @@ fn reserve(candidate: Candidate<'_>, node: NodeId, now: Timestamp) -> Effect {
     if part.runs.len() > RUNS_KEPT {
         part.runs.remove(0);
     }
-    let order = match Order::of(value, id, &part) {
+    let order = match Order::of(value, task.revision, id, &part) {
         Some(order) => OrderChange::Put(node, Box::new(order)),
         None => OrderChange::None,
     };

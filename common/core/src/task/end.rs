@@ -145,11 +145,14 @@ impl Part {
     }
 
     /// The part after it was taken back from a worker that has not begun it: as if it had
-    /// never been given away. It must be reserved.
+    /// never been given away, except that it waits for so long first. It must be reserved.
     #[must_use]
-    pub fn taken_back(mut self, now: Timestamp) -> Self {
+    pub fn taken_back(mut self, wait: Duration, now: Timestamp) -> Self {
         self.undo_reserve();
-        self.step(Event::Release, now);
+        match now.checked_add(wait) {
+            Ok(until) if !wait.is_zero() => self.delayed(Event::ReleaseDelayed, until, now),
+            _ => self.step(Event::Release, now),
+        };
         self
     }
 

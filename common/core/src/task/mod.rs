@@ -9,8 +9,10 @@
 //! | [`verb`] | what users do to parts |
 //! | [`release`] | which parts of a task may begin: the place of roll-outs |
 //! | [`dispatch`] | who gets what next: `(snapshot, now) -> effects` |
+//! | [`answer`] | what the API takes and answers |
 //! | [`view`] | how tasks are shown, and kept once they are over |
 
+pub mod answer;
 pub mod dispatch;
 pub mod end;
 pub mod id;

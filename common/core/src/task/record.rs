@@ -420,6 +420,9 @@ pub struct Order {
     pub policy: Policy,
     /// When the task was submitted: the slot of its runs. UTC.
     pub submitted_at: Timestamp,
+    /// Revision of the task at `/meepo/tasks/<task_id>` this was made from: the part is not
+    /// begun if somebody has withdrawn the task since.
+    pub task_revision: i64,
     /// Whether another node may be given the part when this one is taken for dead.
     #[serde(default, skip_serializing_if = "is_default")]
     pub queued: bool,
@@ -430,7 +433,7 @@ pub struct Order {
 
 impl Order {
     /// The order for a part that a worker has.
-    pub fn of(task: &Task, id: PartId, part: &Part) -> Option<Self> {
+    pub fn of(task: &Task, task_revision: i64, id: PartId, part: &Part) -> Option<Self> {
         let (spec, command) = task.part(id.n)?;
         Some(Self {
             run_id: part.run()?.run_id,
@@ -438,6 +441,7 @@ impl Order {
             command: command.clone(),
             policy: task.policy.clone(),
             submitted_at: task.submitted_at,
+            task_revision,
             queued: spec.node.is_none(),
             extra: BTreeMap::new(),
         })

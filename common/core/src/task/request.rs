@@ -119,7 +119,7 @@ pub struct TaskItem {
 }
 
 /// Fields of a request beside those of its command.
-const FIELDS: &[&str] = &[
+pub const FIELDS: &[&str] = &[
     "name",
     "key",
     "target",

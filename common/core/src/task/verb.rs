@@ -114,7 +114,7 @@ impl Part {
             }
             // A worker that finds its order gone does not begin it.
             (Verb::Cancel | Verb::Stop, true, false) => {
-                part = part.taken_back(now);
+                part = part.taken_back(Duration::ZERO, now);
                 part.outcome = Some(withdrawn);
                 part.step(Event::Revoke, now)
             }

@@ -13,6 +13,7 @@ mod listing;
 mod model;
 mod output;
 mod records;
+mod tasks;
 mod together;
 
 pub use listing::{filters, last_runs, limits, ordering, paging_while_runs_arrive};
@@ -21,6 +22,7 @@ pub use records::{
     batches_are_idempotent, oversized_items_are_refused, rank_decides, records_round_trip,
     unknown_runs,
 };
+pub use tasks::{task_lists, tasks_round_trip};
 pub use together::{concurrent_appends, large_batch, migrations, same_answers};
 
 use crate::LogStore;
@@ -49,6 +51,8 @@ pub async fn all(store: Arc<dyn LogStore>) {
     output_is_kept_as_it_was(store.clone()).await;
     first_chunk_stays(store.clone()).await;
     long_output(store.clone()).await;
+    tasks_round_trip(store.clone()).await;
+    task_lists(store.clone()).await;
     concurrent_appends(store.clone()).await;
     large_batch(store).await;
 }

@@ -58,7 +58,9 @@ pub async fn records_round_trip(store: Arc<dyn LogStore>) {
     for ms in [0, 1, 999, 1_000, 1_699_999_999_999, 253_402_207_199_000] {
         all.push(run(random.run_id(), "rt-job", "rt-node", ms));
     }
-    for cause in [Cause::Schedule, Cause::Misfire, Cause::Reboot, Cause::Trigger, Cause::Exec] {
+    for cause in
+        [Cause::Schedule, Cause::Misfire, Cause::Reboot, Cause::Trigger, Cause::Exec, Cause::Task]
+    {
         for executor in Executor::ALL {
             let mut r = run(random.run_id(), "rt-job", "rt-node", 5);
             (r.cause, r.executor) = (cause, executor);

@@ -14,10 +14,13 @@ use std::{collections::BTreeSet, time::Duration};
 
 /// Every step: its name and its description as JSON. The number of a step is its
 /// place, from 1. Steps must be idempotent: two processes may apply one at once.
-pub const STEPS: &[(&str, &str)] = &[(
-    "0001_runs_and_output",
-    include_str!("../../../../migrations/mongo/0001_runs_and_output.json"),
-)];
+pub const STEPS: &[(&str, &str)] = &[
+    (
+        "0001_runs_and_output",
+        include_str!("../../../../migrations/mongo/0001_runs_and_output.json"),
+    ),
+    ("0002_tasks", include_str!("../../../../migrations/mongo/0002_tasks.json")),
+];
 
 const OP: &str = "migrate";
 /// Building an index over years of runs takes its time.

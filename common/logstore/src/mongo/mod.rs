@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `runs` | one per run; `_id` is the run id as a UUID, times are dates |
 //! | `output` | one per chunk; `_id` is 24 bytes: the run id, then the sequence number with the high byte first. So the collection needs no index but that of its key, which finds a run's chunks in order |
+//! | `tasks` | one per task that is over; `_id` is its id as a UUID, the task itself is JSON |
 //! | `meepo_migrations` | one per applied step |
 //!
 //! Writes ask for a majority and its journal unless the URL sets a write concern of
@@ -13,17 +14,22 @@ mod docs;
 mod error;
 mod migrate;
 mod read;
+mod tasks;
 mod write;
 
 #[cfg(test)]
 mod tests;
 
-use crate::{LogItem, LogStore, RunPage, RunQuery, StoreError, items, query, url};
+use crate::{
+    LogItem, LogStore, RunPage, RunQuery, StoreError, TaskQuery, items, query,
+    tasks::Row as TaskRow, url,
+};
 use async_trait::async_trait;
 use error::Context;
 use meepo_core::{
     id::{Name, RunId},
     run::{OutputChunk, RunRecord},
+    task::{TaskId, TaskView},
 };
 use mongodb::{
     Client, Collection, Database,
@@ -112,6 +118,19 @@ impl LogStore for MongoStore {
 
     async fn last_runs(&self, jobs: &[Name]) -> Result<BTreeMap<Name, RunRecord>, StoreError> {
         read::last_runs(self, jobs).await
+    }
+
+    async fn put_tasks(&self, tasks: &[TaskView]) -> Result<(), StoreError> {
+        let rows = tasks.iter().map(TaskRow::new).collect::<Result<Vec<_>, _>>()?;
+        self.keep_tasks(&rows).await
+    }
+
+    async fn get_task(&self, id: TaskId) -> Result<Option<TaskView>, StoreError> {
+        self.find_task(id).await
+    }
+
+    async fn list_tasks(&self, query: &TaskQuery) -> Result<Vec<TaskView>, StoreError> {
+        self.find_tasks(query).await
     }
 
     async fn migrate(&self) -> Result<Vec<String>, StoreError> {

@@ -3,10 +3,13 @@
 use rusqlite::{Connection, TransactionBehavior, params};
 
 /// Every step: its name and its SQL. The number of a step is its place, from 1.
-pub const STEPS: &[(&str, &str)] = &[(
-    "0001_runs_and_output",
-    include_str!("../../../../migrations/sqlite/0001_runs_and_output.sql"),
-)];
+pub const STEPS: &[(&str, &str)] = &[
+    (
+        "0001_runs_and_output",
+        include_str!("../../../../migrations/sqlite/0001_runs_and_output.sql"),
+    ),
+    ("0002_tasks", include_str!("../../../../migrations/sqlite/0002_tasks.sql")),
+];
 
 /// Applies what is missing and returns the names of it. One transaction that holds
 /// the write lock from its start: of several processes one applies the steps, the

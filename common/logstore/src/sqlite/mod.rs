@@ -9,17 +9,22 @@
 mod error;
 mod migrate;
 mod read;
+mod tasks;
 mod write;
 
 #[cfg(test)]
 mod tests;
 
-use crate::{LogItem, LogStore, RunPage, RunQuery, StoreError, items, query};
+use crate::{
+    LogItem, LogStore, RunPage, RunQuery, StoreError, TaskQuery, items, query,
+    tasks::Row as TaskRow,
+};
 use async_trait::async_trait;
 use error::Context;
 use meepo_core::{
     id::{Name, RunId},
     run::{OutputChunk, RunRecord},
+    task::{TaskId, TaskView},
 };
 use read::Readers;
 use rusqlite::{Connection, OpenFlags};
@@ -127,6 +132,20 @@ impl LogStore for SqliteStore {
     async fn last_runs(&self, jobs: &[Name]) -> Result<BTreeMap<Name, RunRecord>, StoreError> {
         let jobs = jobs.to_vec();
         self.readers.with("last runs", move |c, ctx| read::last_runs(c, ctx, &jobs)).await
+    }
+
+    async fn put_tasks(&self, tasks: &[TaskView]) -> Result<(), StoreError> {
+        let rows = tasks.iter().map(TaskRow::new).collect::<Result<Vec<_>, _>>()?;
+        self.ask("keep tasks", |reply| Job::Tasks { rows, reply }).await
+    }
+
+    async fn get_task(&self, id: TaskId) -> Result<Option<TaskView>, StoreError> {
+        self.readers.with("get task", move |c, ctx| tasks::get(c, ctx, id)).await
+    }
+
+    async fn list_tasks(&self, query: &TaskQuery) -> Result<Vec<TaskView>, StoreError> {
+        let query = query.clone();
+        self.readers.with("list tasks", move |c, ctx| tasks::list(c, ctx, &query)).await
     }
 
     async fn migrate(&self) -> Result<Vec<String>, StoreError> {

@@ -1,7 +1,7 @@
 //! The writer: a thread of its own that commits waiting batches together.
 
-use super::{error::Context, migrate};
-use crate::{LogItem, StoreError, items, names, query::bytes_of};
+use super::{error::Context, migrate, tasks};
+use crate::{LogItem, StoreError, items, names, query::bytes_of, tasks::Row as TaskRow};
 use meepo_core::run::{OutputChunk, RunRecord, to_millis};
 use rusqlite::{Connection, Statement, Transaction, TransactionBehavior, params};
 use tokio::sync::{mpsc, oneshot};
@@ -14,6 +14,7 @@ const COMMIT_BATCHES: usize = 64;
 /// What the writer is asked to do. It answers each job once.
 pub(super) enum Job {
     Append { batch: Vec<LogItem>, reply: Reply<()> },
+    Tasks { rows: Vec<TaskRow>, reply: Reply<()> },
     Migrate { reply: Reply<Vec<String>> },
     Ping { reply: Reply<()> },
 }
@@ -31,6 +32,10 @@ pub(super) fn run(mut conn: Connection, mut jobs: mpsc::Receiver<Job>, ctx: &Con
                 let mut batches = vec![(batch, reply)];
                 held = gather(&mut jobs, &mut batches);
                 commit(&mut conn, batches, ctx);
+            }
+            Job::Tasks { rows, reply } => {
+                let done = tasks::put(&mut conn, &rows).map_err(|e| ctx.error("keep tasks", e));
+                let _ = reply.send(done);
             }
             Job::Migrate { reply } => {
                 let done = migrate::migrate(&mut conn).map_err(|e| ctx.error("migrate", e));

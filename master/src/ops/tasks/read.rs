@@ -1,0 +1,121 @@
+//! Showing tasks: those that are not over from etcd, the others from the log store.
+
+use crate::{
+    error::{ApiError, ApiResult},
+    ops::Ops,
+};
+use meepo_coord::{keys, records::decode};
+use meepo_core::{
+    code::Code,
+    error::Invalid,
+    id::Name,
+    placement::At,
+    task::{Part, PartId, Task, TaskId, TaskRef, TaskState, TaskView, answer::TaskList},
+};
+use meepo_logstore::TaskQuery;
+use std::collections::BTreeMap;
+
+/// Which tasks to list. All filters must hold; an absent one holds for every task.
+#[derive(Debug, Clone, Default)]
+pub struct TaskFilter {
+    /// Tasks of this queue.
+    pub queue: Option<Name>,
+    /// Tasks in one of these states; empty means any.
+    pub states: Vec<TaskState>,
+    /// Most tasks: 1 to 1000, 50 if absent.
+    pub limit: Option<u32>,
+    /// Where the page before ended.
+    pub cursor: Option<String>,
+}
+
+/// A task in etcd with those of its parts that have a key.
+pub(super) struct Found {
+    pub(super) task: At<Task>,
+    pub(super) parts: BTreeMap<u32, At<Part>>,
+}
+
+impl Found {
+    pub(super) fn part(&self, n: u32) -> Option<&Part> {
+        self.parts.get(&n).map(|at| &at.value)
+    }
+
+    fn view(&self) -> TaskView {
+        TaskView::new(&self.task.value, |id: PartId| self.part(id.n))
+    }
+}
+
+impl Ops {
+    /// A task with all its parts, or with one of them.
+    pub async fn get_task(&self, what: TaskRef) -> ApiResult<TaskView> {
+        let mut view = match self.find_task(what.task()).await? {
+            Some(found) => found.view(),
+            None => {
+                let kept = self.store.get_task(what.task()).await?;
+                kept.ok_or_else(|| ApiError::not_found("task", what.task()))?
+            }
+        };
+        if let TaskRef::Part(id) = what {
+            view.parts.retain(|p| p.id == id);
+            if view.parts.is_empty() {
+                return Err(ApiError::not_found("part", id));
+            }
+        }
+        Ok(view)
+    }
+
+    /// A task as it stands in etcd.
+    pub(super) async fn find_task(&self, id: TaskId) -> ApiResult<Option<Found>> {
+        // The parts first: should it leave etcd in between, it is not shown without them.
+        let (parts, _) = self.etcd.list(&keys::parts_of(id), None).await?;
+        let Some(entry) = self.etcd.get(&keys::task(id)).await? else { return Ok(None) };
+        let task = At { value: decode::<Task>(&entry.value)?, revision: entry.mod_revision };
+        let mut found = BTreeMap::new();
+        for entry in parts {
+            if let Some(part) = keys::part_of(&entry.key) {
+                let value = decode::<Part>(&entry.value)?;
+                found.insert(part.n, At { value, revision: entry.mod_revision });
+            }
+        }
+        Ok(Some(Found { task, parts: found }))
+    }
+
+    /// Tasks, newest first, without their parts.
+    pub async fn list_tasks(&self, filter: &TaskFilter) -> ApiResult<TaskList> {
+        let before = filter.cursor.as_deref().map(str::parse::<TaskId>).transpose();
+        let before = before.map_err(|_| {
+            let expected = "the `next` of an earlier page, unchanged";
+            Invalid::new(Code::BAD_VALUE, "cursor", "not a cursor", expected)
+        })?;
+        let limit = filter.limit.unwrap_or(50).clamp(1, 1000);
+        if !self.board.changes().borrow().complete {
+            return Err(ApiError::new(Code::ETCD, "etcd has not been read yet"));
+        }
+        let wanted = limit as usize;
+        let mut tasks: BTreeMap<TaskId, TaskView> = {
+            let board = self.board.read();
+            let older = |id: &TaskId| before.is_none_or(|b| *id < b);
+            let all = board.tasks.iter().rev().filter(|(id, _)| older(id));
+            let ours = all.filter(|(_, t)| {
+                filter.queue.as_ref().is_none_or(|q| t.value.queue.as_ref() == Some(q))
+            });
+            let part = |id: PartId| board.parts.get(&id).map(|p| &p.value);
+            let views = ours.map(|(id, t)| (*id, TaskView::summary(&t.value, part)));
+            let fits = |v: &TaskView| filter.states.is_empty() || filter.states.contains(&v.state);
+            views.filter(|(_, v)| fits(v)).take(wanted + 1).collect()
+        };
+        let states: Vec<TaskState> =
+            filter.states.iter().copied().filter(|s| s.is_final()).collect();
+        if filter.states.is_empty() || !states.is_empty() {
+            let query =
+                TaskQuery { queue: filter.queue.clone(), states, before, limit: Some(limit + 1) };
+            // What is over and still in etcd may be in both: they say the same.
+            for task in self.store.list_tasks(&query).await? {
+                tasks.insert(task.id, task.without_parts());
+            }
+        }
+        let more = tasks.len() > wanted;
+        let tasks: Vec<TaskView> = tasks.into_values().rev().take(wanted).collect();
+        let next = tasks.last().filter(|_| more).map(|t| t.id.to_string());
+        Ok(TaskList { tasks, next })
+    }
+}

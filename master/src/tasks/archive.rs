@@ -1,0 +1,152 @@
+//! Tasks that are over go to the log store, and then out of etcd.
+
+use super::board::Board;
+use etcd_client::{Compare, CompareOp, DeleteOptions, Txn, TxnOp};
+use meepo_coord::{Etcd, election::Leadership, keys};
+use meepo_core::task::{TaskId, TaskView};
+use meepo_logstore::LogStore;
+use meepo_runtime::backoff::Backoff;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+/// Tasks kept with one write, at most.
+const BATCH: usize = 50;
+/// Parts of all of them together, at most, unless one has more.
+const BATCH_PARTS: usize = 2_000;
+/// How long tasks are gathered: a write costs the store as much for many as for one.
+const GATHER: Duration = Duration::from_millis(10);
+
+/// What is to be kept. It holds no more than there are tasks in etcd. Cloning is cheap.
+#[derive(Clone, Default)]
+pub(super) struct Archive {
+    due: Arc<Mutex<BTreeMap<TaskId, i64>>>,
+    more: Arc<Notify>,
+}
+
+impl Archive {
+    /// Adds tasks with their revisions.
+    pub(super) fn add(&self, tasks: Vec<(TaskId, i64)>) {
+        if !tasks.is_empty() {
+            self.due.lock().unwrap_or_else(PoisonError::into_inner).extend(tasks);
+            self.more.notify_one();
+        }
+    }
+
+    fn some(&self) -> Vec<(TaskId, i64)> {
+        let due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+        due.iter().take(BATCH).map(|(id, revision)| (*id, *revision)).collect()
+    }
+
+    fn done(&self, tasks: &[(TaskId, i64)]) {
+        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+        for (id, revision) in tasks {
+            if due.get(id) == Some(revision) {
+                due.remove(id);
+            }
+        }
+    }
+}
+
+/// Keeps what is added while this master leads, until `stop` is cancelled.
+pub(super) async fn run(
+    archive: Archive,
+    etcd: Etcd,
+    store: Arc<dyn LogStore>,
+    board: Board,
+    leadership: watch::Receiver<Leadership>,
+    stop: CancellationToken,
+) {
+    let mut backoff = Backoff::new(Duration::from_secs(30));
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = archive.more.notified() => {}
+        }
+        tokio::time::sleep(GATHER).await;
+        loop {
+            let mut some = archive.some();
+            let term = leadership.borrow().mine;
+            let Some(term) = term.filter(|_| !some.is_empty()) else {
+                // The next leader finds them by itself.
+                archive.done(&some);
+                break;
+            };
+            let views = views(&board, &mut some);
+            let kept = async {
+                store.put_tasks(&views).await?;
+                anyhow::Ok(etcd.txn("tasks that are over", removal(term, &some)).await?)
+            };
+            let wait = match kept.await {
+                Ok(Some(_)) => {
+                    let ids: Vec<TaskId> = some.iter().map(|(id, _)| *id).collect();
+                    board.finished(&ids);
+                    archive.done(&some);
+                    backoff.reset();
+                    continue;
+                }
+                // One that has changed is found again by the next plan; the others go alone.
+                Ok(None) if some.len() > 1 => {
+                    for one in &some {
+                        let txn = removal(term, std::slice::from_ref(one));
+                        if let Ok(Some(_)) = etcd.txn("task that is over", txn).await {
+                            board.finished(&[one.0]);
+                        }
+                    }
+                    archive.done(&some);
+                    continue;
+                }
+                Ok(None) => {
+                    archive.done(&some);
+                    continue;
+                }
+                Err(e) => {
+                    let wait = backoff.next_wait();
+                    let error = format!("{e:#}");
+                    warn!(error, ?wait, "tasks that are over stay in etcd, will try again");
+                    wait
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+}
+
+/// What is to be kept of `some`, which is cut to what fits into one write.
+fn views(board: &Board, some: &mut Vec<(TaskId, i64)>) -> Vec<TaskView> {
+    let tasks = board.read();
+    let (mut views, mut parts) = (Vec::new(), 0);
+    let mut fits = 0;
+    for (id, _) in some.iter() {
+        if let Some(task) = tasks.tasks.get(id) {
+            parts += task.value.parts.len();
+            if parts > BATCH_PARTS && fits > 0 {
+                break;
+            }
+            views.push(TaskView::new(&task.value, |id| tasks.parts.get(&id).map(|p| &p.value)));
+        }
+        fits += 1;
+    }
+    some.truncate(fits);
+    views
+}
+
+fn removal(term: i64, tasks: &[(TaskId, i64)]) -> Txn {
+    let mut compares = vec![Compare::create_revision(keys::LEADER, CompareOp::Equal, term)];
+    let mut operations = Vec::new();
+    for (id, revision) in tasks {
+        compares.push(Compare::mod_revision(keys::task(*id), CompareOp::Equal, *revision));
+        operations.push(TxnOp::delete(keys::task(*id), None));
+        let parts = DeleteOptions::new().with_prefix();
+        operations.push(TxnOp::delete(keys::parts_of(*id), Some(parts)));
+    }
+    Txn::new().when(compares).and_then(operations)
+}

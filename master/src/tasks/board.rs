@@ -1,0 +1,185 @@
+//! What this master knows of tasks without asking etcd: kept by a watch, and by what it
+//! writes itself. It may lag; whoever writes compares revisions.
+
+use meepo_coord::{
+    Entry, Etcd, keys,
+    records::decode,
+    watch::{Batch, Change, Options, watch},
+};
+use meepo_core::{
+    placement::At,
+    task::{Part, PartId, PartState, Task, TaskId, dispatch::Tasks},
+};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use tokio::sync::{mpsc, watch as cell};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+/// The tasks that are not over, and those that are about to leave etcd. Cloning is cheap.
+#[derive(Clone)]
+pub struct Board {
+    tasks: Arc<RwLock<Tasks>>,
+    version: Arc<cell::Sender<Version>>,
+}
+
+/// How new the board is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Version {
+    /// Everything has been listed at least once.
+    pub complete: bool,
+    /// Grows with every change.
+    pub changes: u64,
+}
+
+impl Board {
+    /// An empty board; [`Board::keep`] fills it.
+    pub fn new() -> Self {
+        Self { tasks: Arc::default(), version: Arc::new(cell::Sender::new(Version::default())) }
+    }
+
+    /// Follows etcd until `stop` is cancelled.
+    pub async fn keep(self, etcd: Etcd, stop: CancellationToken) -> anyhow::Result<()> {
+        let (tx, mut rx) = mpsc::channel(64);
+        let prefixes = vec![keys::TASKS.to_owned(), keys::PARTS.to_owned()];
+        let watching = watch(etcd, prefixes, Options::default(), tx, stop);
+        let applying = async {
+            while let Some(batch) = rx.recv().await {
+                self.apply(batch);
+            }
+        };
+        tokio::join!(watching, applying);
+        Ok(())
+    }
+
+    fn apply(&self, batch: Batch) {
+        match batch {
+            Batch::Reset { entries, .. } => {
+                let mut tasks = Tasks::default();
+                entries.iter().for_each(|entry| put(&mut tasks, entry));
+                *self.write() = tasks;
+            }
+            Batch::Changes(changes) => {
+                let mut tasks = self.write();
+                for change in changes {
+                    match change {
+                        Change::Put(entry) => put(&mut tasks, &entry),
+                        Change::Delete { key, revision } => delete(&mut tasks, &key, revision),
+                    }
+                }
+            }
+        }
+        self.changed(true);
+    }
+
+    /// Takes over what this master has written itself: its next plan must not repeat it.
+    pub(super) fn written(&self, parts: Vec<(PartId, Part)>, revision: i64) {
+        let mut tasks = self.write();
+        for (id, value) in parts {
+            insert(&mut tasks, id, At { value, revision });
+        }
+        drop(tasks);
+        self.changed(false);
+    }
+
+    /// A task has left etcd.
+    pub(super) fn finished(&self, ids: &[TaskId]) {
+        let mut tasks = self.write();
+        for id in ids {
+            tasks.tasks.remove(id);
+            let parts: Vec<PartId> = tasks.parts_of(*id).map(|(id, _)| id).collect();
+            parts.iter().for_each(|id| drop(tasks.parts.remove(id)));
+        }
+        drop(tasks);
+        self.changed(false);
+    }
+
+    fn changed(&self, listed: bool) {
+        self.version.send_modify(|v| {
+            v.complete |= listed;
+            v.changes += 1;
+        });
+    }
+
+    /// What is known now. Hold it briefly.
+    pub fn read(&self) -> RwLockReadGuard<'_, Tasks> {
+        self.tasks.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Tasks> {
+        self.tasks.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells when something changes.
+    pub fn changes(&self) -> cell::Receiver<Version> {
+        self.version.subscribe()
+    }
+
+    /// Tasks with a part that has not ended, and all there are.
+    pub fn count(&self) -> (usize, usize) {
+        let tasks = self.read();
+        let open = |task: &At<Arc<Task>>| {
+            let ended = tasks.parts_of(task.value.id).filter(|(_, p)| p.value.state.is_final());
+            ended.count() < task.value.parts.len()
+        };
+        (tasks.tasks.values().filter(|t| open(t)).count(), tasks.tasks.len())
+    }
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn put(tasks: &mut Tasks, entry: &Entry) {
+    if let Some(id) = keys::task_of(&entry.key) {
+        match decode::<Task>(&entry.value) {
+            Ok(task) => {
+                let at = At { value: Arc::new(task), revision: entry.mod_revision };
+                let known = tasks.tasks.get(&id).is_some_and(|t| t.revision > at.revision);
+                if !known {
+                    tasks.tasks.insert(id, at);
+                }
+            }
+            // Perhaps of a newer version: that one may deal with it.
+            Err(e) => {
+                warn!(key = entry.key, error = %e, "a task cannot be read");
+                tasks.opaque.insert(id);
+            }
+        }
+    } else if let Some(id) = keys::part_of(&entry.key) {
+        match decode::<Part>(&entry.value) {
+            Ok(value) => insert(tasks, id, At { value, revision: entry.mod_revision }),
+            Err(e) => {
+                warn!(key = entry.key, error = %e, "a part of a task cannot be read");
+                tasks.opaque.insert(id.task);
+            }
+        }
+    }
+}
+
+/// What is older than what is known is left out.
+fn insert(tasks: &mut Tasks, id: PartId, part: At<Part>) {
+    let known = tasks.parts.get(&id).is_some_and(|p| p.revision > part.revision);
+    if !known {
+        tasks.parts.insert(id, part);
+    }
+}
+
+fn delete(tasks: &mut Tasks, key: &str, revision: i64) {
+    if let Some(id) = keys::task_of(key) {
+        tasks.opaque.remove(&id);
+        if tasks.tasks.get(&id).is_some_and(|t| t.revision < revision) {
+            tasks.tasks.remove(&id);
+        }
+    } else if let Some(id) = keys::part_of(key)
+        && tasks.parts.get(&id).is_some_and(|p| p.revision < revision)
+    {
+        tasks.parts.remove(&id);
+    }
+}
+
+/// Whether a part is with a worker.
+pub(super) fn is_reserved(part: &Part) -> bool {
+    part.state == PartState::Reserved
+}

@@ -1,0 +1,72 @@
+//! The workers as the planner of tasks sees them.
+
+use super::board::{Board, is_reserved};
+use crate::view::View;
+use meepo_core::{
+    id::NodeId,
+    task::dispatch::{Fleet, Worker},
+};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// Who is there, and who has been away for how long. The times are this process's own: a
+/// new leader waits the whole time again.
+pub(super) struct Nodes {
+    /// How long a node must have been away before others may be given what it had.
+    grace: Duration,
+    away: HashMap<NodeId, Instant>,
+    /// The view that `workers` was made from.
+    seen: Option<crate::view::Version>,
+    fleet: Fleet,
+}
+
+impl Nodes {
+    pub(super) fn new(grace: Duration) -> Self {
+        Self { grace, away: HashMap::new(), seen: None, fleet: Fleet::default() }
+    }
+
+    /// Somebody else leads, or nobody.
+    pub(super) fn forget(&mut self) {
+        self.away.clear();
+    }
+
+    /// The workers now, and when the next of those that are away counts as gone.
+    pub(super) fn look(&mut self, view: &View, board: &Board) -> (&Fleet, Option<Instant>) {
+        let version = *view.changes().borrow();
+        if self.seen != Some(version) {
+            self.seen = Some(version);
+            self.fleet.workers = workers(view);
+        }
+        let reserved: HashSet<NodeId> = {
+            let tasks = board.read();
+            let parts = tasks.parts.values().map(|p| &p.value).filter(|p| is_reserved(p));
+            parts.filter_map(|p| p.node.clone()).collect()
+        };
+        let there = &self.fleet.workers;
+        self.away.retain(|id, _| reserved.contains(id) && !there.contains_key(id));
+        let now = Instant::now();
+        for id in reserved.into_iter().filter(|id| !there.contains_key(id)) {
+            self.away.entry(id).or_insert(now);
+        }
+        let grace = self.grace;
+        let gone = |since: &Instant| now.duration_since(*since) >= grace;
+        self.fleet.gone =
+            self.away.iter().filter(|(_, since)| gone(since)).map(|(id, _)| id.clone()).collect();
+        let next = self.away.values().filter(|since| !gone(since)).min();
+        (&self.fleet, next.map(|since| *since + grace))
+    }
+}
+
+fn workers(view: &View) -> BTreeMap<NodeId, Worker> {
+    let data = view.read();
+    let worker = |id: &NodeId| {
+        let health = data.health.get(id)?;
+        let node = data.node(id)?;
+        let load = health.facts.load1 / health.facts.cpu_cores.max(1) as f64;
+        Some((id.clone(), Worker { node, slots: health.task_slots, load }))
+    };
+    data.health.keys().filter_map(worker).collect()
+}
