@@ -1,6 +1,8 @@
 //! Tasks: handed in, given to workers, run once, shown, and changed by people.
 
 mod crashes;
+mod failover;
+mod grpc;
 mod nodes;
 mod queues;
 mod verbs;

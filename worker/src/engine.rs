@@ -396,6 +396,11 @@ impl Engine {
 
     fn publish(&self, record: &RunRecord) {
         let Some(job) = &record.job else { return };
+        // The part of a task says by itself where it stands; a key for each would stay in
+        // etcd for minutes.
+        if record.cause == Cause::Task {
+            return;
+        }
         let id = CronId {
             cronid: record.run_id,
             state: record.state,

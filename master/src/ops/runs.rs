@@ -85,9 +85,12 @@ impl Ops {
         }
     }
 
-    /// The node of a run that the log store does not know yet: it is asked for, or it
-    /// is what some job runs now.
+    /// The node of a run that the log store does not know yet: a part of a task is with it,
+    /// it is asked for, or it is what some job runs now.
     pub(super) async fn find_run(&self, run_id: RunId) -> ApiResult<Option<NodeId>> {
+        if let Some(node) = self.board.node_of(run_id) {
+            return Ok(Some(node));
+        }
         let (triggers, cronids) = tokio::try_join!(
             self.etcd.list(keys::TRIGGERS, None),
             self.etcd.list(keys::CRONIDS, None)

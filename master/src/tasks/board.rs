@@ -7,6 +7,7 @@ use meepo_coord::{
     watch::{Batch, Change, Options, watch},
 };
 use meepo_core::{
+    id::{NodeId, RunId},
     placement::At,
     task::{Part, PartId, PartState, Task, TaskId, dispatch::Tasks},
 };
@@ -114,14 +115,32 @@ impl Board {
         self.version.subscribe()
     }
 
-    /// Tasks with a part that has not ended, and all there are.
-    pub fn count(&self) -> (usize, usize) {
+    /// The node that has a part for this run.
+    pub fn node_of(&self, run_id: RunId) -> Option<NodeId> {
+        let tasks = self.read();
+        let parts = tasks.parts.values().map(|p| &p.value).filter(|p| is_reserved(p));
+        let mut its = parts.filter(|p| p.run().is_some_and(|r| r.run_id == run_id));
+        its.next().and_then(|p| p.node.clone())
+    }
+
+    /// All tasks there are, over and not yet in the log store ones among them.
+    pub fn len(&self) -> usize {
+        self.read().tasks.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Tasks with a part that has not ended. Looks at every part.
+    pub fn open(&self) -> usize {
         let tasks = self.read();
         let open = |task: &At<Arc<Task>>| {
             let ended = tasks.parts_of(task.value.id).filter(|(_, p)| p.value.state.is_final());
             ended.count() < task.value.parts.len()
         };
-        (tasks.tasks.values().filter(|t| open(t)).count(), tasks.tasks.len())
+        tasks.tasks.values().filter(|t| open(t)).count()
     }
 }
 

@@ -71,14 +71,17 @@ impl Life {
         }
         let _slot = tokio::select! {
             slot = slots.acquire_owned() => slot,
-            () = self.intake.cancelled() => return,
+            () = self.intake.cancelled() => return self.give_back().await,
             () = gone(&mut self.held) => return,
         };
         if self.engine.holds() {
             return self.give_back().await;
         }
-        if let Marked::Begun(held) = self.mark(first).await {
-            self.run(held).await;
+        match self.mark(first).await {
+            Marked::Begun(held) => self.run(held).await,
+            // Others may run it sooner than this node can.
+            Marked::Not if self.intake.is_cancelled() => self.give_back().await,
+            Marked::Not => {}
         }
     }
 
@@ -86,6 +89,7 @@ impl Life {
     async fn give_back(&self) {
         let Some(held) = self.held.borrow().clone() else { return };
         info!(part = %self.id, "a part is given back: nothing starts here at the moment");
+        // One that was marked by a try whose answer did not come has not run either.
         let next = |order: &Order| order.part.clone().taken_back(Duration::ZERO, Timestamp::now());
         settle(&self.engine, self.id, held, next, &self.stop).await;
     }

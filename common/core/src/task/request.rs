@@ -238,6 +238,10 @@ impl TaskRequest {
                 return bad(field, "out of range", "a duration from 1s to a year");
             }
         }
+        if self.rollout.is_some() {
+            // Better refused than passed over.
+            return bad("rollout", "roll-outs are not there yet", "no `rollout`");
+        }
         self.retry.as_ref().map_or(Ok(()), Retry::validate)
     }
 

@@ -151,6 +151,11 @@ impl Counts {
     }
 }
 
+/// The beginning of a command: lists of tasks are not to grow with their scripts.
+fn begin(cmd: &str) -> String {
+    cmd.chars().take(500).collect()
+}
+
 /// A part as it is shown.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -245,7 +250,7 @@ pub struct TaskView {
     /// Which nodes, as asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
-    /// The first of its commands.
+    /// The beginning of the first of its commands.
     pub cmd: String,
     /// Where it stands.
     pub state: TaskState,
@@ -287,7 +292,7 @@ impl TaskView {
             ended_at: state.is_final().then_some(last),
             queue: task.queue.clone(),
             target: task.target.clone(),
-            cmd: task.commands.first().map(|c| c.cmd.clone()).unwrap_or_default(),
+            cmd: task.commands.first().map(|c| begin(&c.cmd)).unwrap_or_default(),
             state,
             counts,
             control: task.control,

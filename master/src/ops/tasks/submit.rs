@@ -49,9 +49,10 @@ impl Ops {
         {
             return Ok(Submitted { task: known, new: false });
         }
-        let (open, all) = self.board.count();
+        let all = self.board.len();
         if all >= self.tasks_limit {
-            let message = match all - open {
+            let open = self.board.open();
+            let message = match all.saturating_sub(open) {
                 0 => format!("{open} tasks are unfinished, which is the limit (tasks_limit)"),
                 done => format!(
                     "{open} tasks are unfinished and {done} wait to be taken by the log store; \
