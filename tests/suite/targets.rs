@@ -211,6 +211,25 @@ async fn a_probe_selects_by_its_exit_code() {
 }
 
 #[tokio::test]
+async fn every_host_has_an_answer_even_when_the_leader_dies_meanwhile() {
+    let cluster = lively().masters(2).start().await;
+    let (number, leader, follower) = roles(&cluster).await;
+    wait_session(&leader, A).await;
+    let body =
+        json!({"id": "7", "hosts": [A, "10.9.9.9"], "method": "sync.bash", "cmd": "sleep 20"});
+    let asking = tokio::spawn(async move { follower.post("/v1/exec", body).await });
+    eventually(SOON, "the command runs", async || {
+        let answer = nodes(&leader, "running = 1").await;
+        if ids(&answer) == [A] { Ok(()) } else { Err(answer.to_string()) }
+    })
+    .await;
+    cluster.master(number).process().kill9();
+    let (status, answer) = asking.await.unwrap();
+    let code = |i: usize| answer["response"][i]["retcode"].as_u64();
+    assert_eq!((status, code(0), code(1)), (200, Some(0x0404), Some(0x0200)), "{answer}");
+}
+
+#[tokio::test]
 async fn the_digest_is_of_what_stands_in_etcd() {
     let cluster = lively().start().await;
     let (api, etcd) = (cluster.api(), cluster.etcd());

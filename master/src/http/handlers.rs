@@ -397,6 +397,7 @@ pub(super) async fn exec(State(app): State<App>, body: Body) -> ApiResult<Json<E
     let mut items = app.ops.exec_anywhere(request.hosts.clone(), &what).await?;
     let mut data: HashMap<String, Vec<u8>> = HashMap::new();
     let mut answers: HashMap<String, HostAnswer> = HashMap::new();
+    let (mut missing, mut why) = (Code::NO_ANSWER, Code::NO_ANSWER.meaning().to_owned());
     while let Some(item) = items.recv().await {
         match item {
             // There is no probe.
@@ -409,14 +410,18 @@ pub(super) async fn exec(State(app): State<App>, body: Body) -> ApiResult<Json<E
                 }
                 answers.insert(answer.host.clone(), answer);
             }
-            ExecItem::Error(e) => return Err(e),
+            // What some hosts have answered still holds.
+            ExecItem::Error(e) => {
+                (missing, why) = (e.0.code, e.0.message);
+                break;
+            }
         }
     }
     let no_answer = |host: &String| HostAnswer {
         host: host.clone(),
         resp: "failed".into(),
-        retcode: Code::NO_ANSWER,
-        message: Code::NO_ANSWER.meaning().into(),
+        retcode: missing,
+        message: why.clone(),
         data: None,
     };
     let response = request
