@@ -9,7 +9,7 @@ use task::TaskCommand;
 use crate::{client::DEFAULT_MASTER, error::EXIT_HELP, output::Format};
 use clap::{Args, Parser, Subcommand, ValueHint};
 use jiff::Timestamp;
-use meepo_core::{duration::HumanDuration, id::Name, job::Executor, run::RunState};
+use meepo_core::{duration::HumanDuration, id::Name, job::Executor, run::RunState, tree::TreePath};
 use std::{net::SocketAddr, path::PathBuf};
 
 /// Run commands and schedules on a fleet of Linux hosts.
@@ -193,7 +193,11 @@ pub(crate) enum JobCommand {
         files: Vec<PathBuf>,
     },
     /// List jobs.
-    List,
+    List {
+        /// Only those that a place in the product tree has or inherits, as they are there.
+        #[arg(long, value_name = "PATH")]
+        tree: Option<TreePath>,
+    },
     /// Show a job, its nodes, its next slots and its last run.
     Get {
         /// The job.
@@ -201,12 +205,26 @@ pub(crate) enum JobCommand {
         /// Print only the definition, in the form `job apply` takes.
         #[arg(long)]
         definition: bool,
+        /// As it is at a place in the product tree.
+        #[arg(long, value_name = "PATH")]
+        tree: Option<TreePath>,
     },
     /// Delete jobs.
     Delete {
         /// The jobs.
         #[arg(required = true)]
         names: Vec<Name>,
+        /// Only what is defined at a place in the product tree.
+        #[arg(long, value_name = "PATH")]
+        tree: Option<TreePath>,
+    },
+    /// Tell why nodes have a job or have it not, and where its fields come from.
+    Explain {
+        /// The job.
+        name: Name,
+        /// Which nodes.
+        #[arg(short, long, default_value = "all")]
+        target: String,
     },
     /// Stop following the schedule of jobs.
     Pause {

@@ -10,7 +10,7 @@ use crate::{
     etcd_child::{EtcdChild, EtcdOptions},
 };
 use anyhow::Context;
-use meepo_core::{id::Name, job::JobSpec};
+use meepo_core::{id::Name, tree::JobDocument};
 use meepo_master::Master;
 use meepo_runtime::{
     tasks,
@@ -58,18 +58,18 @@ fn check_addresses(args: &ServerArgs) -> CliResult<()> {
 
 /// Reads the definitions before anything is started, so that a typing error in one is
 /// an error and not a line in a log.
-fn load_jobs(args: &ServerArgs) -> CliResult<Vec<JobSpec>> {
+fn load_jobs(args: &ServerArgs) -> CliResult<Vec<JobDocument>> {
     let Some(dir) = &args.jobs else { return Ok(Vec::new()) };
     let (documents, mut errors) = documents::load(std::slice::from_ref(dir));
     let (definitions, invalid) = apply::validate(documents);
     errors.extend(invalid);
     match errors.into_iter().next() {
         Some(e) => Err(e),
-        None => Ok(definitions.into_iter().map(|d| d.spec).collect()),
+        None => Ok(definitions.into_iter().map(|d| d.job).collect()),
     }
 }
 
-async fn serve(args: ServerArgs, jobs: Vec<JobSpec>) -> anyhow::Result<u8> {
+async fn serve(args: ServerArgs, jobs: Vec<JobDocument>) -> anyhow::Result<u8> {
     let termination = tasks::termination();
     tokio::pin!(termination);
     // For this user only: it holds commands and what they wrote.
@@ -100,7 +100,7 @@ async fn serve(args: ServerArgs, jobs: Vec<JobSpec>) -> anyhow::Result<u8> {
 
 async fn with_etcd(
     args: &ServerArgs,
-    jobs: Vec<JobSpec>,
+    jobs: Vec<JobDocument>,
     etcd: Option<&EtcdChild>,
     termination: impl Future<Output = std::io::Result<&'static str>>,
 ) -> anyhow::Result<u8> {
@@ -189,13 +189,19 @@ async fn ready(master: &Master, worker: &Worker) {
 }
 
 /// Applies the definitions that do not exist yet; answers how many did not.
-async fn apply_missing(master: &Master, jobs: Vec<JobSpec>) -> usize {
+async fn apply_missing(master: &Master, jobs: Vec<JobDocument>) -> usize {
     let mut applied = 0;
-    for spec in jobs {
-        let name = spec.name.clone();
-        let outcome = match master.ops.get_job(&name).await {
-            Ok(_) => continue,
-            Err(e) if e.0.code == meepo_core::code::Code::NOT_FOUND => master.ops.apply(spec).await,
+    for job in jobs {
+        let name = job.name.clone();
+        let there = master
+            .ops
+            .get_job(&name)
+            .await
+            .map(|view| job.tree.is_root() || view.tree.iter().any(|d| d.tree == job.tree));
+        let outcome = match there {
+            Ok(true) => continue,
+            Ok(false) => master.ops.apply(job).await,
+            Err(e) if e.0.code == meepo_core::code::Code::NOT_FOUND => master.ops.apply(job).await,
             Err(e) => Err(e),
         };
         match outcome {

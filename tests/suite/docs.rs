@@ -6,6 +6,7 @@ use meepo_core::{
     code::TABLE,
     job::{Assignment, JobSpec},
     task::{Event, PartState, Verb, record::TaskCommand, state::TRANSITIONS},
+    tree::JobDocument,
 };
 use meepo_tests::{binary, workspace_root};
 use serde_json::Value;
@@ -362,7 +363,7 @@ fn every_yaml_example_is_a_valid_job() {
             let documents: Vec<Value> = serde_saphyr::from_multiple(&block)
                 .unwrap_or_else(|e| panic!("{}: {e}\n{block}", page.display()));
             for document in documents {
-                JobSpec::from_user(document)
+                JobDocument::from_user(document)
                     .unwrap_or_else(|e| panic!("{}: {e}\n{block}", page.display()));
                 jobs += 1;
             }

@@ -64,7 +64,7 @@ async fn a_job_goes_through_its_life() {
     let server = server().await;
     let channel = channel(&server).await;
     let mut jobs = JobsClient::new(channel.clone());
-    let name = || pb::JobName { name: "rpc-life".into() };
+    let name = || pb::JobName { name: "rpc-life".into(), tree: String::new() };
     let yearly = pb::JobSpec { schedule: "@yearly".into(), ..spec("rpc-life", "echo $1") };
     let number = |n| prost_types::Value { kind: Some(value::Kind::NumberValue(n)) };
     let retry = prost_types::Struct { fields: [("max".to_owned(), number(3.0))].into() };
@@ -83,7 +83,7 @@ async fn a_job_goes_through_its_life() {
     let slots = jobs.next(pb::NextRequest { name: "rpc-life".into(), n: 2 }).await.unwrap();
     let slots = slots.into_inner().instants;
     assert_eq!((slots.len(), Some(slots[0])), (2, got.next));
-    let list = jobs.list(pb::ListJobsRequest {}).await.unwrap().into_inner();
+    let list = jobs.list(pb::ListJobsRequest::default()).await.unwrap().into_inner();
     assert!(list.jobs.iter().any(|j| j.name == "rpc-life"));
     assert_eq!(jobs.pause(name()).await.unwrap().into_inner().action, "updated");
     assert_eq!(jobs.get(name()).await.unwrap().into_inner().next, None);

@@ -31,3 +31,4 @@ mod surviving;
 mod targets;
 mod tasks;
 mod terms;
+mod tree;

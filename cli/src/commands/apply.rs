@@ -8,7 +8,9 @@ use crate::{
 };
 use meepo_core::{
     api::{Action, Applied},
+    id::Name,
     job::JobSpec,
+    tree::{JobDocument, TreePath},
 };
 use reqwest::Method;
 use std::{collections::BTreeMap, path::PathBuf};
@@ -20,6 +22,21 @@ pub(crate) struct Definition {
     pub(crate) place: String,
     /// The definition.
     pub(crate) spec: JobSpec,
+}
+
+/// A document that is valid, and where it stood.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Given {
+    /// For messages.
+    pub(crate) place: String,
+    /// The definition, at the root or at a place in the product tree.
+    pub(crate) job: JobDocument,
+}
+
+impl From<Definition> for Given {
+    fn from(d: Definition) -> Self {
+        Self { place: d.place, job: d.spec.into() }
+    }
 }
 
 /// Validates every definition first; applies them only if all are valid.
@@ -41,41 +58,44 @@ pub(crate) async fn run(out: &Out, client: &Client, files: &[PathBuf]) -> CliRes
 }
 
 /// Splits documents into valid definitions and what is wrong with the others.
-pub(crate) fn validate(documents: Vec<Document>) -> (Vec<Definition>, Vec<CliError>) {
+pub(crate) fn validate(documents: Vec<Document>) -> (Vec<Given>, Vec<CliError>) {
     let (mut definitions, mut errors) = (Vec::new(), Vec::new());
-    let mut seen: BTreeMap<String, String> = BTreeMap::new();
+    let mut seen: BTreeMap<(Name, TreePath), String> = BTreeMap::new();
     for Document { place, value } in documents {
-        match JobSpec::from_user(value) {
-            Ok(spec) => {
-                if let Some(first) = seen.insert(spec.name.to_string(), place.clone()) {
+        match JobDocument::from_user(value) {
+            Ok(job) => {
+                let key = (job.name.clone(), job.tree.clone());
+                if let Some(first) = seen.insert(key, place.clone()) {
                     errors.push(CliError::usage(
                         format!("{place}: name"),
-                        format!("job {:?} is defined in {first} too", spec.name.as_str()),
-                        "one definition of each name",
+                        format!("job {:?} is defined in {first} too", job.name.as_str()),
+                        "one definition of each name at each place in the tree",
                     ));
                 }
-                definitions.push(Definition { place, spec });
+                definitions.push(Given { place, job });
             }
             Err(e) => errors.push(CliError::from(e).at(place)),
         }
     }
+    // Those above first: what stands below is checked with what it inherits.
+    definitions.sort_by_key(|d| d.job.tree.as_str().split_terminator('/').count());
     (definitions, errors)
 }
 
 /// Sends definitions; goes on after one that is refused, not after a master that
 /// is away.
-pub(crate) async fn apply(
-    out: &Out,
-    client: &Client,
-    definitions: Vec<Definition>,
-) -> CliResult<u8> {
+pub(crate) async fn apply(out: &Out, client: &Client, definitions: Vec<Given>) -> CliResult<u8> {
     let (mut done, mut code) = (Vec::new(), exit::OK);
-    for Definition { place, spec } in definitions {
-        let path = ["jobs", spec.name.as_str()];
-        match client.call::<Applied>(Method::PUT, &path, &[], Some(&spec)).await {
+    for Given { place, job } in definitions {
+        let path = ["jobs", job.name.as_str()];
+        match client.call::<Applied>(Method::PUT, &path, &[], Some(&job)).await {
             Ok(applied) => {
                 if out.is_table() {
-                    out.text(&format!("job {} {}\n", applied.name, action(applied.action)))?;
+                    let at = match job.tree.is_root() {
+                        true => String::new(),
+                        false => format!(" at {}", job.tree),
+                    };
+                    out.text(&format!("job {}{at} {}\n", applied.name, action(applied.action)))?;
                 }
                 done.push(applied);
             }

@@ -61,7 +61,9 @@ pub(crate) async fn run(out: &Out, master: &str, args: ImportArgs) -> CliResult<
         print(out, &plan.jobs)?;
         return Ok(not_taken);
     }
-    let code = apply::apply(out, &Client::new(master)?, plan.jobs).await?;
+    let code =
+        apply::apply(out, &Client::new(master)?, plan.jobs.into_iter().map(Into::into).collect())
+            .await?;
     Ok(if code == exit::OK { not_taken } else { code })
 }
 
@@ -354,7 +356,8 @@ mod tests {
         assert_eq!(errors, []);
         let (definitions, errors) = apply::validate(documents);
         assert_eq!(errors, []);
-        let specs = |d: &[Definition]| d.iter().map(|d| d.spec.clone()).collect::<Vec<_>>();
-        assert_eq!(specs(&definitions), specs(&plan.jobs));
+        let read: Vec<_> = definitions.iter().map(|d| d.job.spec().unwrap()).collect();
+        let meant: Vec<_> = plan.jobs.iter().map(|d| d.spec.clone()).collect();
+        assert_eq!(read, meant);
     }
 }

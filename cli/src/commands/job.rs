@@ -22,13 +22,15 @@ use jiff::Timestamp;
 use meepo_core::{
     api::{Applied, JobList, JobView, TriggerRequest, Triggered},
     id::Name,
+    tree::TreePath,
 };
 use reqwest::Method;
 use std::cell::RefCell;
 
 /// `job list`.
-pub(crate) async fn list(out: &Out, client: &Client) -> CliResult<u8> {
-    let list: JobList = client.get(&["jobs"], &[]).await?;
+pub(crate) async fn list(out: &Out, client: &Client, tree: Option<TreePath>) -> CliResult<u8> {
+    let at = [("tree", tree.map(|t| t.to_string()))];
+    let list: JobList = client.get(&["jobs"], &at).await?;
     out.value(&list.jobs, |out| job_view::list(out, &list.jobs, Timestamp::now()))?;
     Ok(exit::OK)
 }
@@ -39,9 +41,22 @@ pub(crate) async fn get(
     client: &Client,
     name: &Name,
     definition: bool,
+    tree: Option<TreePath>,
 ) -> CliResult<u8> {
-    let job: JobView = client.get(&["jobs", name.as_str()], &[]).await?;
+    let at = [("tree", tree.as_ref().map(ToString::to_string))];
+    let job: JobView = client.get(&["jobs", name.as_str()], &at).await?;
     if definition {
+        // At a place in the tree: what is given there, not what is inherited.
+        if let Some(path) = tree.filter(|t| !t.is_root()) {
+            let given = job.tree.iter().find(|d| d.tree == path).ok_or_else(|| {
+                let problem = format!("job {name} has no definition at {path}, it inherits");
+                CliError::new(exit::NOT_FOUND, problem)
+            })?;
+            out.value(&given.definition, |_| {
+                crate::output::yaml(&given.definition).unwrap_or_default()
+            })?;
+            return Ok(exit::OK);
+        }
         let Some(spec) = &job.spec else {
             return Err(CliError::new(
                 exit::NOT_FOUND,
@@ -52,7 +67,7 @@ pub(crate) async fn get(
         out.value(spec, |_| crate::output::yaml(spec).unwrap_or_default())?;
         return Ok(exit::OK);
     }
-    let slots = if out.is_table() && job.next.is_some() {
+    let slots = if out.is_table() && job.next.is_some() && tree.is_none() && job.spec.is_some() {
         // The page is worth showing without them.
         slots(client, name, 5).await.unwrap_or_default()
     } else {
@@ -89,13 +104,20 @@ pub(crate) async fn next(out: &Out, client: &Client, name: &Name, n: u32) -> Cli
 }
 
 /// `job delete`.
-pub(crate) async fn delete(out: &Out, client: &Client, names: &[Name]) -> CliResult<u8> {
+pub(crate) async fn delete(
+    out: &Out,
+    client: &Client,
+    names: &[Name],
+    tree: Option<TreePath>,
+) -> CliResult<u8> {
     each(out, names, |name| {
-        let name = name.clone();
+        let (name, tree) = (name.clone(), tree.clone());
         async move {
             let path = ["jobs", name.as_str()];
-            let a: Applied = client.call(Method::DELETE, &path, &[], None::<&()>).await?;
-            Ok((format!("job {} {}", a.name, action(a.action)), a))
+            let place = tree.as_ref().map_or_else(String::new, |t| format!(" at {t}"));
+            let at = [("tree", tree.map(|t| t.to_string()))];
+            let a: Applied = client.call(Method::DELETE, &path, &at, None::<&()>).await?;
+            Ok((format!("job {}{place} {}", a.name, action(a.action)), a))
         }
     })
     .await

@@ -66,6 +66,9 @@ fn job_status(job: &JobView) -> Option<JobStatus> {
 }
 
 fn status(job: &JobView) -> &'static str {
+    if job.spec.as_ref().is_some_and(|s| s.disabled) {
+        return "off";
+    }
     match job_status(job) {
         Some(JobStatus::Running) => "running",
         Some(JobStatus::Pause) => "paused",
@@ -86,6 +89,13 @@ pub(crate) fn page(out: &Out, job: &JobView, slots: &[Timestamp], now: Timestamp
             field(&mut page, "command", command(job).unwrap_or("-"));
         }
         (None, JobSource::Definition) => {}
+    }
+    for given in &job.tree {
+        let fields = given.definition.keys().filter(|f| !matches!(f.as_str(), "name" | "tree"));
+        let fields = fields.cloned().collect::<Vec<_>>().join(", ");
+        let off = given.definition.get("disabled") == Some(&serde_json::Value::Bool(true));
+        let gives = if off { "switched off" } else { &fields };
+        field(&mut page, "in the tree", &format!("{}: {gives}", given.tree));
     }
     if let Some(revision) = job.revision {
         field(&mut page, "revision", &revision.to_string());
@@ -134,7 +144,7 @@ fn definition(page: &mut String, spec: &JobSpec) {
             (None, _) => "only on demand".to_owned(),
         }),
     );
-    put("status", Some(word(&spec.status)));
+    put("status", Some(if spec.disabled { "off".to_owned() } else { word(&spec.status) }));
     put(
         "target",
         Some(match spec.placement {

@@ -3,6 +3,7 @@
 pub(crate) mod apply;
 pub(crate) mod cron;
 pub(crate) mod documents;
+mod explain;
 pub(crate) mod follow;
 pub(crate) mod import;
 pub(crate) mod job;
@@ -87,9 +88,12 @@ pub(crate) fn dispatch(cli: Cli) -> CliResult<u8> {
 async fn job_command(out: &Out, client: &Client, command: JobCommand) -> CliResult<u8> {
     match command {
         JobCommand::Apply { files } => apply::run(out, client, &files).await,
-        JobCommand::List => job::list(out, client).await,
-        JobCommand::Get { name, definition } => job::get(out, client, &name, definition).await,
-        JobCommand::Delete { names } => job::delete(out, client, &names).await,
+        JobCommand::List { tree } => job::list(out, client, tree).await,
+        JobCommand::Get { name, definition, tree } => {
+            job::get(out, client, &name, definition, tree).await
+        }
+        JobCommand::Delete { names, tree } => job::delete(out, client, &names, tree).await,
+        JobCommand::Explain { name, target } => explain::run(out, client, &name, target).await,
         JobCommand::Pause { names } => job::set_status(out, client, &names, "pause").await,
         JobCommand::Resume { names } => job::set_status(out, client, &names, "resume").await,
         JobCommand::Trigger { name, when, follow } => {

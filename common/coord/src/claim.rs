@@ -11,7 +11,10 @@ use crate::{
     records::{ClaimRecord, decode, encode},
 };
 use jiff::Timestamp;
-use meepo_core::id::{Name, NodeId, RunId};
+use meepo_core::{
+    id::{Name, NodeId, RunId},
+    tree::TreePath,
+};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -56,7 +59,7 @@ pub struct Wanted {
 #[derive(Clone)]
 pub struct Claims {
     etcd: Etcd,
-    seen: Arc<Mutex<HashMap<Name, Cursor>>>,
+    seen: Arc<Mutex<HashMap<String, Cursor>>>,
 }
 
 #[derive(Clone, Copy)]
@@ -72,21 +75,36 @@ impl Claims {
         Self { etcd, seen: Arc::default() }
     }
 
-    /// Tries to claim a slot of `job` on `node`.
+    /// Tries to claim a slot of `job` on `node`, for a job defined at the root.
     ///
     /// # Errors
-    /// When etcd does not answer. The claim may have taken effect all the same: the
-    /// slot must then not be run, as nobody knows whose it is. Trying again finds out
-    /// ([`Claim::Won`] if it was this run's).
+    /// As [`Claims::claim_at`].
     pub async fn claim(
         &self,
         job: &Name,
         node: &NodeId,
         wanted: Wanted,
     ) -> Result<Claim, CoordError> {
+        self.claim_at(job, &TreePath::ROOT, node, wanted).await
+    }
+
+    /// Tries to claim a slot of `job` on `node`, among the nodes for which the definition at
+    /// `tree` decides.
+    ///
+    /// # Errors
+    /// When etcd does not answer. The claim may have taken effect all the same: the
+    /// slot must then not be run, as nobody knows whose it is. Trying again finds out
+    /// ([`Claim::Won`] if it was this run's).
+    pub async fn claim_at(
+        &self,
+        job: &Name,
+        tree: &TreePath,
+        node: &NodeId,
+        wanted: Wanted,
+    ) -> Result<Claim, CoordError> {
         let Wanted { slot, run_id, .. } = wanted;
-        let key = keys::claim(job);
-        let mut cursor = self.known().get(job).copied().unwrap_or(Cursor::NONE);
+        let key = keys::claim_at(job, tree);
+        let mut cursor = self.known().get(&key).copied().unwrap_or(Cursor::NONE);
         // A remembered cursor may speed a claim up but never refuse it: a person may
         // have deleted it meanwhile.
         let mut fresh = false;
@@ -108,7 +126,7 @@ impl Claims {
                     match self.etcd.put_if(&key, value, cursor.revision, None).await? {
                         Cas::Done(revision) => {
                             let cursor = Cursor { revision, slot: Some(slot), runs };
-                            self.known().insert(job.clone(), cursor);
+                            self.known().insert(key.clone(), cursor);
                             return Ok(Claim::Won { fence: revision });
                         }
                         Cas::Conflict(there) => there,
@@ -117,7 +135,7 @@ impl Claims {
             };
             fresh = true;
             cursor = there.as_ref().map_or(Cursor::NONE, read);
-            self.known().insert(job.clone(), cursor);
+            self.known().insert(key.clone(), cursor);
             if let Some(there) = there
                 && decode::<ClaimRecord>(&there.value).is_ok_and(|c| c.run_id == run_id)
             {
@@ -128,10 +146,11 @@ impl Claims {
 
     /// Drops what is known of a job that is gone.
     pub fn forget(&self, job: &Name) {
-        self.known().remove(job);
+        let (root, below) = (keys::claim(job), format!("{}/", keys::claim(job)));
+        self.known().retain(|key, _| *key != root && !key.starts_with(&below));
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<Name, Cursor>> {
+    fn known(&self) -> MutexGuard<'_, HashMap<String, Cursor>> {
         // Nothing is left half done while the lock is held.
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }

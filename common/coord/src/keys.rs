@@ -8,6 +8,7 @@
 //! | `/cron/trigger/<ip>/<run_id>` | [`crate::records::TriggerRecord`] | until taken; its lease |
 //! | `/cron/kill/<ip>/<run_id>` | [`crate::records::KillRecord`] | a short lease of its own |
 //! | `/cron/lock/slot/<job_id>` | [`crate::records::ClaimRecord`] | as long as the job, and ten minutes |
+//! | `/cron/lock/slot/<job_id>/<path…>` | the same, of a definition in the product tree | the same |
 //! | `/cron/lock/mutex/<name>/<lease>` | [`crate::records::LockRecord`] | the holder's lease |
 //! | `/agent/health/<ip>` | [`meepo_core::node::Health`] | the worker's lease |
 //! | `/meepo/jobs/<name>` | [`meepo_core::job::JobSpec`] | until deleted |
@@ -96,6 +97,12 @@ pub fn kills_of(node: &NodeId) -> String {
 /// The cursor of the last claimed slot of a job.
 pub fn claim(job: &Name) -> String {
     format!("{CLAIMS}{job}")
+}
+
+/// The cursor of a job whose definition stands at a place in the product tree: its slots are
+/// claimed among the nodes for which that definition decides.
+pub fn claim_at(job: &Name, path: &TreePath) -> String {
+    if path.is_root() { claim(job) } else { format!("{CLAIMS}{job}/{}", path.as_str()) }
 }
 
 /// All holders and waiters of a named lock.
@@ -229,6 +236,7 @@ mod tests {
         assert_eq!(job_at(&j, &TreePath::ROOT), job(&j));
         assert_eq!(job_and_path(&job_at(&j, &cart)), Some((j.clone(), cart)));
         assert_eq!(job_and_path("/meepo/treejobs/hello/"), None);
+        assert_eq!(claim_at(&j, &TreePath::new("shop").unwrap()), "/cron/lock/slot/hello/shop");
         assert_eq!(last(&job(&j), JOBS), Some(j));
         let id = PartId { task: TaskId(r.0), n: 3 };
         assert_eq!(part(id), format!("/meepo/parts/{r}/3"));

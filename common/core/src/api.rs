@@ -11,6 +11,7 @@ use crate::{
     job::{Executor, JobSpec, JobStatus},
     node::{Facts, Problem, Work},
     run::{OutputChunk, RunRecord, RunState, Stream},
+    tree::TreeDefinition,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -86,6 +87,9 @@ pub struct JobView {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = "date-time"))]
     pub next: Option<Timestamp>,
+    /// What is defined at places in the product tree, besides the root.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tree: Vec<TreeDefinition>,
     /// The nodes that hold it.
     pub nodes: Vec<JobOnNode>,
     /// The newest known run, where the log store could be asked.

@@ -9,7 +9,9 @@ use meepo_core::{
     input::from_value,
     job::JobSpec,
     node::{Facts, Work},
+    placement::{FieldOrigin, JobExplanation, NodeExplanation},
     run::{OutputChunk, RunRecord, Stream},
+    tree::{JobDocument, TreeDefinition},
 };
 use meepo_proto::v1 as pb;
 use prost_types::{Timestamp as PbTime, value::Kind};
@@ -37,7 +39,7 @@ fn word<T: serde::Serialize>(value: T) -> String {
 
 /// A definition from a message: empty means absent. Checked like one from JSON, so the
 /// errors are the same.
-pub fn spec_from(job: pb::JobSpec) -> Result<JobSpec, Invalid> {
+pub fn document_from(job: pb::JobSpec) -> Result<JobDocument, Invalid> {
     let more = job.more.unwrap_or_default();
     let mut o: Map<String, Value> =
         more.fields.into_iter().map(|(name, value)| (name, json_from(value))).collect();
@@ -60,9 +62,17 @@ pub fn spec_from(job: pb::JobSpec) -> Result<JobSpec, Invalid> {
     text("cwd", job.cwd);
     text("user", job.user);
     o.insert("name".into(), Value::String(job.name));
-    o.insert("cmd".into(), Value::String(job.cmd));
-    o.insert("args".into(), json!(job.args));
-    o.insert("env".into(), json!(job.env));
+    // At a place in the tree what is not given is inherited.
+    let part = o.contains_key("tree");
+    for (field, value, empty) in [
+        ("cmd", json!(job.cmd), job.cmd.is_empty()),
+        ("args", json!(job.args), job.args.is_empty()),
+        ("env", json!(job.env), job.env.is_empty()),
+    ] {
+        if !(part && empty) {
+            o.insert(field.into(), value);
+        }
+    }
     if job.misfire_cap > 0 {
         o.insert("misfire_cap".into(), json!(job.misfire_cap));
     }
@@ -72,7 +82,7 @@ pub fn spec_from(job: pb::JobSpec) -> Result<JobSpec, Invalid> {
     if let Some(limit) = job.output_limit {
         o.insert("output_limit".into(), json!(limit));
     }
-    JobSpec::from_user(Value::Object(o))
+    JobDocument::from_user(Value::Object(o))
 }
 
 /// A definition as a message.
@@ -188,7 +198,33 @@ pub fn job(view: JobView) -> pb::Job {
         next: view.next.map(time),
         nodes: view.nodes.into_iter().map(on_node).collect(),
         last_run: view.last_run.map(run),
+        tree: view.tree.into_iter().map(tree_definition).collect(),
     }
+}
+
+fn tree_definition(t: TreeDefinition) -> pb::TreeDefinition {
+    let fields = t.definition.into_iter().map(|(name, value)| (name, json_value(value)));
+    let definition = Some(prost_types::Struct { fields: fields.collect() });
+    pb::TreeDefinition { tree: t.tree.to_string(), revision: t.revision, definition }
+}
+
+/// Why nodes have a job, as a message.
+pub fn explanation(e: JobExplanation) -> pb::JobExplanation {
+    let node = |n: NodeExplanation| pb::NodeExplanation {
+        node: n.node.to_string(),
+        place: n.place.unwrap_or_default(),
+        gets: n.gets,
+        holds: n.holds,
+        reason: word(n.reason),
+        text: n.text,
+        tree: n.tree.map(|t| t.to_string()).unwrap_or_default(),
+        fields: n.fields.into_iter().map(field_origin).collect(),
+    };
+    pb::JobExplanation { job: e.job.to_string(), nodes: e.nodes.into_iter().map(node).collect() }
+}
+
+fn field_origin(f: FieldOrigin) -> pb::FieldOrigin {
+    pb::FieldOrigin { field: f.field, value: Some(json_value(f.value)), from: f.from }
 }
 
 fn on_node(j: JobOnNode) -> pb::JobOnNode {
@@ -341,7 +377,7 @@ mod tests {
             "cgroup": {"cpu": 1.5, "tasks": 5}, "kill_plan": ["TERM 1s"]
         }))
         .unwrap();
-        assert_eq!(spec_from(spec(spec_in.clone())).unwrap(), spec_in);
+        assert_eq!(document_from(spec(spec_in.clone())).unwrap(), spec_in.into());
     }
 
     #[test]

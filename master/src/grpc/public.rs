@@ -17,6 +17,7 @@ use meepo_core::{
     job::{Executor, JobStatus},
     run::RunRecord,
     target::Target,
+    tree::TreePath,
 };
 use meepo_logstore::RunQuery;
 use meepo_proto::v1::{
@@ -60,6 +61,11 @@ fn optional(text: String) -> Option<String> {
     Some(text).filter(|t| !t.is_empty())
 }
 
+/// `None` for an empty text.
+fn tree(text: String) -> Result<Option<TreePath>, Status> {
+    optional(text).map(|t| TreePath::new(&t)).transpose().map_err(invalid)
+}
+
 fn count(n: u32) -> usize {
     if n == 0 { 5 } else { n.min(1000) as usize }
 }
@@ -69,23 +75,33 @@ impl Jobs for Public {
     async fn apply(&self, request: Request<pb::ApplyJobRequest>) -> Answer<pb::AppliedJob> {
         let missing = || Invalid::new(Code::BAD_VALUE, "job", "missing", "the definition of a job");
         let job = request.into_inner().job.ok_or_else(|| invalid(missing()))?;
-        let spec = convert::spec_from(job).map_err(invalid)?;
-        Ok(Response::new(convert::applied(self.ops.apply(spec).await?)))
+        let document = convert::document_from(job).map_err(invalid)?;
+        Ok(Response::new(convert::applied(self.ops.apply(document).await?)))
     }
 
     async fn get(&self, request: Request<pb::JobName>) -> Answer<pb::Job> {
-        let name = name("name", &request.into_inner().name)?;
-        Ok(Response::new(convert::job(self.ops.get_job(&name).await?)))
+        let request = request.into_inner();
+        let name = name("name", &request.name)?;
+        let view = match tree(request.tree)? {
+            Some(path) => self.ops.get_job_at(&name, &path).await?,
+            None => self.ops.get_job(&name).await?,
+        };
+        Ok(Response::new(convert::job(view)))
     }
 
-    async fn list(&self, _: Request<pb::ListJobsRequest>) -> Answer<pb::JobList> {
-        let jobs = self.ops.list_jobs().await?;
+    async fn list(&self, request: Request<pb::ListJobsRequest>) -> Answer<pb::JobList> {
+        let jobs = match tree(request.into_inner().tree)? {
+            Some(path) => self.ops.list_jobs_at(&path).await?,
+            None => self.ops.list_jobs().await?,
+        };
         Ok(Response::new(pb::JobList { jobs: jobs.into_iter().map(convert::job).collect() }))
     }
 
     async fn delete(&self, request: Request<pb::JobName>) -> Answer<pb::AppliedJob> {
-        let name = name("name", &request.into_inner().name)?;
-        Ok(Response::new(convert::applied(self.ops.delete_job(&name).await?)))
+        let request = request.into_inner();
+        let name = name("name", &request.name)?;
+        let path = tree(request.tree)?.unwrap_or_default();
+        Ok(Response::new(convert::applied(self.ops.delete_job(&name, &path).await?)))
     }
 
     async fn pause(&self, request: Request<pb::JobName>) -> Answer<pb::AppliedJob> {
@@ -115,6 +131,14 @@ impl Jobs for Public {
         let request = request.into_inner();
         let slots = self.ops.next_slots(&name("name", &request.name)?, count(request.n)).await?;
         Ok(Response::new(pb::Instants { instants: slots.into_iter().map(convert::time).collect() }))
+    }
+
+    async fn explain(&self, request: Request<pb::ExplainRequest>) -> Answer<pb::JobExplanation> {
+        let request = request.into_inner();
+        let name = name("name", &request.name)?;
+        let target = optional(request.target).unwrap_or_else(|| "all".into());
+        let target = Target::parse(&target).map_err(invalid)?;
+        Ok(Response::new(convert::explanation(self.ops.explain(&name, &target).await?)))
     }
 }
 

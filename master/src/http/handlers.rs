@@ -19,8 +19,8 @@ use jiff::Timestamp;
 use meepo_core::{
     api::{
         Action, Applied, DrainRequest, ErrorBody, ExecEvent, ExecHost, ExecRequest, ExecResponse,
-        ExecStreamRequest, FollowEvent, HostAnswer, JobList, JobView, NodeView, OutputPage,
-        RunList, RunRef, TriggerRequest, Triggered,
+        ExecStreamRequest, FollowEvent, HostAnswer, NodeView, OutputPage, RunList, RunRef,
+        TriggerRequest, Triggered,
     },
     calendar::{self, Schedule},
     code::Code,
@@ -28,6 +28,7 @@ use meepo_core::{
     id::{Name, NodeId},
     job::{Executor, JobSpec, JobStatus},
     run::{RunRecord, RunState},
+    tree::JobDocument,
 };
 use meepo_logstore::RunQuery;
 use meepo_runtime::metrics::CONTENT_TYPE;
@@ -85,14 +86,8 @@ pub(super) async fn openapi(State(app): State<App>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "application/json")], app.openapi.to_string())
 }
 
-/// All jobs, by name: definitions, and what was put into etcd by hand.
-#[utoipa::path(get, path = "/v1/jobs", tag = "jobs",
-    responses((status = 200, body = JobList), (status = 503, body = ErrorBody)))]
-pub(super) async fn list_jobs(State(app): State<App>) -> ApiResult<Json<JobList>> {
-    Ok(Json(JobList { jobs: app.ops.list_jobs().await? }))
-}
-
-/// Creates or replaces the definition named in the body.
+/// Creates or replaces the definition named in the body; with a field `tree` at that place in
+/// the product tree.
 #[utoipa::path(post, path = "/v1/jobs", tag = "jobs", request_body = JobSpec,
     responses((status = 200, body = Applied), (status = 201, body = Applied),
         (status = 400, body = ErrorBody), (status = 413, body = ErrorBody),
@@ -130,34 +125,12 @@ pub(super) async fn put_job(
 }
 
 async fn apply(app: App, value: Value) -> ApiResult<Response> {
-    let applied = app.ops.apply(JobSpec::from_user(value)?).await?;
+    let applied = app.ops.apply(JobDocument::from_user(value)?).await?;
     let status = match applied.action {
         Action::Created => StatusCode::CREATED,
         _ => StatusCode::OK,
     };
     Ok((status, Json(applied)).into_response())
-}
-
-/// One job: its definition, its nodes, its newest run.
-#[utoipa::path(get, path = "/v1/jobs/{name}", tag = "jobs",
-    params(("name" = String, Path, description = "The job")),
-    responses((status = 200, body = JobView), (status = 404, body = ErrorBody)))]
-pub(super) async fn get_job(
-    State(app): State<App>,
-    NamePath(name): NamePath,
-) -> ApiResult<Json<JobView>> {
-    Ok(Json(app.ops.get_job(&name).await?))
-}
-
-/// Deletes a job. Runs that are under way go on to their end.
-#[utoipa::path(delete, path = "/v1/jobs/{name}", tag = "jobs",
-    params(("name" = String, Path, description = "The job")),
-    responses((status = 200, body = Applied), (status = 404, body = ErrorBody)))]
-pub(super) async fn delete_job(
-    State(app): State<App>,
-    NamePath(name): NamePath,
-) -> ApiResult<Json<Applied>> {
-    Ok(Json(app.ops.delete_job(&name).await?))
 }
 
 /// Keeps the job but starts nothing on schedule.

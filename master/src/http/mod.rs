@@ -3,6 +3,7 @@
 mod browser;
 mod extract;
 mod handlers;
+mod jobs;
 mod nodes;
 mod openapi;
 mod stream;
@@ -59,8 +60,9 @@ fn router(app: App) -> Router {
         .route("/readyz", get(h::readyz))
         .route("/metrics", get(h::metrics))
         .route("/openapi.json", get(h::openapi))
-        .route("/v1/jobs", get(h::list_jobs).post(h::post_job))
-        .route("/v1/jobs/{name}", get(h::get_job).put(h::put_job).delete(h::delete_job))
+        .route("/v1/jobs", get(jobs::list_jobs).post(h::post_job))
+        .route("/v1/jobs/{name}", get(jobs::get_job).put(h::put_job).delete(jobs::delete_job))
+        .route("/v1/jobs/{name}/explain", get(jobs::explain_job))
         .route("/v1/jobs/{name}/pause", post(h::pause_job))
         .route("/v1/jobs/{name}/resume", post(h::resume_job))
         .route("/v1/jobs/{name}/trigger", post(h::trigger_job))

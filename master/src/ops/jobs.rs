@@ -21,6 +21,7 @@ use meepo_core::{
     node::{Health, NodeInfo},
     run::{RunRecord, to_millis},
     target::Target,
+    tree::{TreeDefinition, TreePath},
 };
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -43,9 +44,12 @@ const CLAIM_KEPT: Duration = Duration::from_secs(600);
 /// How long the log store is waited for when jobs are shown.
 const LAST_RUNS_PATIENCE: Duration = Duration::from_secs(2);
 
+/// Nodes on which a job could be run, and what to run there.
+pub(super) type Places = (Placement, Vec<(NodeId, Assignment)>);
+
 impl Ops {
-    /// Creates or replaces a definition.
-    pub async fn apply(&self, spec: JobSpec) -> ApiResult<Applied> {
+    /// Creates or replaces the definition at the root.
+    pub(super) async fn apply_whole(&self, spec: JobSpec) -> ApiResult<Applied> {
         spec.validate()?;
         let name = spec.name.clone();
         let change = |old: Option<JobSpec>| {
@@ -133,13 +137,13 @@ impl Ops {
         Ok(entries.into_iter().filter(mine).collect())
     }
 
-    /// Deletes a definition (its assignments follow) or, if there is none, what was
-    /// put by hand. Runs that are under way go on to their end.
-    pub async fn delete_job(&self, name: &Name) -> ApiResult<Applied> {
+    /// Deletes the definition at the root (its assignments follow) or, if there is none, what
+    /// was put by hand. Runs that are under way go on to their end.
+    pub(super) async fn delete_whole(&self, name: &Name) -> ApiResult<Applied> {
         let key = keys::job(name);
         let there = self.etcd.get(&key).await?;
         let revision = match there {
-            Some(_) => Some(self.delete_definition(name).await?),
+            Some(_) => Some(self.delete_definition(name, &TreePath::ROOT).await?),
             None => {
                 let entries = self.assignments_of(name).await?;
                 if entries.is_empty() {
@@ -161,8 +165,8 @@ impl Ops {
 
     /// Deletes a definition. The cursor of its claims ends some time later: nodes that
     /// hold the job still must not take its last slot for one that is free.
-    async fn delete_definition(&self, name: &Name) -> ApiResult<i64> {
-        let (key, claim) = (keys::job(name), keys::claim(name));
+    pub(super) async fn delete_definition(&self, name: &Name, path: &TreePath) -> ApiResult<i64> {
+        let (key, claim) = (keys::job_at(name, path), keys::claim_at(name, path));
         for _ in 0..TRIES {
             let cursor = self.etcd.get(&claim).await?;
             let seen = cursor.as_ref().map_or(0, |e| e.mod_revision);
@@ -200,7 +204,7 @@ impl Ops {
 
     /// The newest run of each job; none if the log store does not answer soon, as the
     /// rest of the answer does not depend on it.
-    async fn newest_runs(&self, names: &[Name]) -> BTreeMap<Name, RunRecord> {
+    pub(super) async fn newest_runs(&self, names: &[Name]) -> BTreeMap<Name, RunRecord> {
         match tokio::time::timeout(LAST_RUNS_PATIENCE, self.store.last_runs(names)).await {
             Ok(Ok(runs)) => return runs,
             Ok(Err(e)) => warn!(error = %e, "jobs shown without their last runs"),
@@ -209,14 +213,15 @@ impl Ops {
         BTreeMap::new()
     }
 
-    async fn views(&self) -> ApiResult<Vec<JobView>> {
-        let (specs, assignments, health, cronids) = tokio::try_join!(
+    pub(super) async fn views(&self) -> ApiResult<Vec<JobView>> {
+        let (specs, tree, assignments, health, cronids) = tokio::try_join!(
             self.etcd.list(keys::JOBS, None),
+            self.etcd.list(keys::TREE_JOBS, None),
             self.etcd.list(keys::ASSIGNMENTS, None),
             self.etcd.list(keys::HEALTH, None),
             self.etcd.list(keys::CRONIDS, None),
         )?;
-        let all = [specs.0, assignments.0, health.0, cronids.0].into_iter().flatten();
+        let all = [specs.0, tree.0, assignments.0, health.0, cronids.0].into_iter().flatten();
         Ok(views(&all.collect::<Vec<_>>()))
     }
 
@@ -233,7 +238,11 @@ impl Ops {
             |node| [keys::assignment(node, name), keys::health(node), keys::cronid(node, name)];
         let mut wanted = vec![keys::job(name)];
         wanted.extend(nodes.iter().flat_map(on_node));
-        Ok(views(&self.etcd.get_all(&wanted).await?).pop())
+        let below = keys::tree_jobs_of(name);
+        let (mut entries, tree) =
+            tokio::try_join!(self.etcd.get_all(&wanted), self.etcd.list(&below, None))?;
+        entries.extend(tree.0);
+        Ok(views(&entries).pop())
     }
 
     /// One job, with its newest run if the log store answers.
@@ -243,7 +252,7 @@ impl Ops {
         Ok(view)
     }
 
-    async fn find_job(&self, name: &Name) -> ApiResult<JobView> {
+    pub(super) async fn find_job(&self, name: &Name) -> ApiResult<JobView> {
         // What the view does not know may have been put just now, or under the oldest
         // form of key.
         let found = match self.view_of(name).await? {
@@ -275,25 +284,29 @@ impl Ops {
     pub async fn trigger(&self, name: &Name, request: &TriggerRequest) -> ApiResult<Triggered> {
         let only = request.target.as_deref().map(Target::parse).transpose()?;
         let nodes = self.nodes_now().await?;
-        let mut plans = self.trigger_plans(name, &nodes).await?;
-        if let Some(only) = &only {
-            let infos: Vec<_> = plans.1.iter().filter_map(|(node, _)| nodes.get(node)).collect();
-            let chosen: BTreeSet<&NodeId> = only.select(infos).iter().map(|n| &n.id).collect();
-            plans.1.retain(|(node, _)| chosen.contains(node));
-        }
-        let (placement, mut places) = plans;
-        let enough = match placement {
-            Placement::Each => usize::MAX,
-            Placement::Once => 1,
-            Placement::Any(n) => n as usize,
-        };
-        if places.len() > enough {
-            // Those that are there and take work first, of these whoever holds it.
-            let takes = |n: &NodeId| nodes.get(n).is_some_and(|n| n.online && !n.drained);
-            let view = self.view.read();
-            let holders: BTreeSet<&NodeId> = view.fleet.holders(name).map(|(n, _)| n).collect();
-            places.sort_by_key(|(n, _)| (!takes(n), !holders.contains(n)));
-            places.truncate(enough);
+        let plans = self.trigger_plans(name, &nodes).await?;
+        let chosen: Option<BTreeSet<&NodeId>> = only.as_ref().map(|only| {
+            let all = plans.iter().flat_map(|(_, places)| places);
+            let infos = all.filter_map(|(node, _)| nodes.get(node));
+            only.select(infos).iter().map(|n| &n.id).collect()
+        });
+        let mut places: Vec<(NodeId, Assignment)> = Vec::new();
+        for (placement, mut some) in plans {
+            some.retain(|(node, _)| chosen.as_ref().is_none_or(|chosen| chosen.contains(node)));
+            let enough = match placement {
+                Placement::Each => usize::MAX,
+                Placement::Once => 1,
+                Placement::Any(n) => n as usize,
+            };
+            if some.len() > enough {
+                // Those that are there and take work first, of these whoever holds it.
+                let takes = |n: &NodeId| nodes.get(n).is_some_and(|n| n.online && !n.drained);
+                let view = self.view.read();
+                let holders: BTreeSet<&NodeId> = view.fleet.holders(name).map(|(n, _)| n).collect();
+                some.sort_by_key(|(n, _)| (!takes(n), !holders.contains(n)));
+                some.truncate(enough);
+            }
+            places.append(&mut some);
         }
         if places.is_empty() {
             let message = format!("no node holds job {name} and matches");
@@ -345,14 +358,10 @@ impl Ops {
         &self,
         name: &Name,
         nodes: &BTreeMap<NodeId, NodeInfo>,
-    ) -> ApiResult<(Placement, Vec<(NodeId, Assignment)>)> {
-        if let Some(entry) = self.etcd.get(&keys::job(name)).await? {
-            let spec: JobSpec = decode(&entry.value)?;
-            let target = Target::parse(&spec.target)?;
-            let assignment = spec.assignment(Some(entry.mod_revision), Vec::new());
-            let places = target.select(nodes.values());
-            let places = places.into_iter().map(|n| (n.id.clone(), assignment.clone())).collect();
-            return Ok((spec.placement, places));
+    ) -> ApiResult<Vec<Places>> {
+        let definitions = self.definitions(name).await?;
+        if !definitions.0.is_empty() {
+            return super::tree::places(&definitions, nodes);
         }
         let entries = self.assignments_of(name).await?;
         if entries.is_empty() {
@@ -365,7 +374,7 @@ impl Ops {
                 places.push((node, assignment));
             }
         }
-        Ok((Placement::Each, places))
+        Ok(vec![(Placement::Each, places)])
     }
 }
 
@@ -387,6 +396,12 @@ fn views(entries: &[Entry]) -> Vec<JobView> {
             Err(e) => warn!(job = %name, error = %e, "unreadable definition"),
         }
     }
+    for entry in below(keys::TREE_JOBS) {
+        let Some((name, tree)) = keys::job_and_path(&entry.key) else { continue };
+        let Ok(definition) = decode(&entry.value) else { continue };
+        let view = views.entry(name.clone()).or_insert_with(|| blank(name, JobSource::Definition));
+        view.tree.push(TreeDefinition { tree, revision: entry.mod_revision, definition });
+    }
     for entry in below(keys::ASSIGNMENTS) {
         let Some((node, name)) = id_of(entry) else { continue };
         if !views.contains_key(&name) && !is_by_hand(entry) {
@@ -395,21 +410,27 @@ fn views(entries: &[Entry]) -> Vec<JobView> {
         let online = health.contains_key(&node);
         let current = cronids.get(&(node.clone(), name.clone())).cloned();
         let on_node = on_node(node, online, entry, current);
-        let view = views.entry(name.clone()).or_insert_with(|| JobView {
-            name,
-            source: JobSource::Etcd,
-            spec: None,
-            revision: None,
-            next: None,
-            nodes: Vec::new(),
-            last_run: None,
-        });
-        if view.source == JobSource::Etcd {
+        let view = views.entry(name.clone()).or_insert_with(|| blank(name, JobSource::Etcd));
+        if view.source == JobSource::Etcd || !view.tree.is_empty() {
             view.next = [view.next, next_of(entry)].into_iter().flatten().min();
         }
         view.nodes.push(on_node);
     }
     views.into_values().collect()
+}
+
+/// A job of which nothing more is known.
+fn blank(name: Name, source: JobSource) -> JobView {
+    JobView {
+        name,
+        source,
+        spec: None,
+        revision: None,
+        next: None,
+        tree: Vec::new(),
+        nodes: Vec::new(),
+        last_run: None,
+    }
 }
 
 /// Node and job of an assignment's key; for the oldest form the job is the `task_id`.
@@ -430,16 +451,13 @@ fn is_by_hand(entry: &Entry) -> bool {
 fn definition(name: &Name, spec: JobSpec, revision: i64) -> JobView {
     let when = spec.assignment(None, Vec::new()).validate().ok().flatten();
     let next = when
-        .filter(|_| spec.status == JobStatus::Running)
+        .filter(|_| spec.status == JobStatus::Running && !spec.disabled)
         .and_then(|w| w.next_after(Timestamp::now()));
     JobView {
-        name: name.clone(),
-        source: JobSource::Definition,
         spec: Some(spec),
         revision: Some(revision),
         next,
-        nodes: Vec::new(),
-        last_run: None,
+        ..blank(name.clone(), JobSource::Definition)
     }
 }
 
@@ -491,7 +509,7 @@ fn not_before(request: &TriggerRequest, now: Timestamp) -> ApiResult<Option<Time
 }
 
 /// Refuses a schedule that can never fire any more: nobody means that.
-fn not_over(spec: &JobSpec, now: Timestamp) -> Result<(), Invalid> {
+pub(super) fn not_over(spec: &JobSpec, now: Timestamp) -> Result<(), Invalid> {
     let Some(when) = spec.assignment(None, Vec::new()).validate()? else { return Ok(()) };
     if when.schedule.is_reboot() || when.next_after(now).is_some() {
         return Ok(());

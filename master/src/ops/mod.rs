@@ -10,6 +10,7 @@ mod nodes;
 mod probe;
 mod runs;
 mod tasks;
+mod tree;
 
 pub use exec::{DEFAULT_TIMEOUT, ExecItem, Host};
 pub use follow::FollowItem;

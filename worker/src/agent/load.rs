@@ -247,10 +247,12 @@ impl Agent {
         self.table.refuse_no_more(key);
         if let Some(id) = self.table.at_key(&self.engine.node, key) {
             debug!(job = %id, "job unloaded");
+            if let Some(claim) = self.table.get_mut(&id).map(|job| job.claim_key()) {
+                self.table.ahead.remove(&claim);
+            }
             if let Some(number) = self.table.remove(&id) {
                 self.agenda.remove(number);
             }
-            self.table.ahead.remove(&keys::claim(&id));
             self.drop_slots(&id, "the job was removed before the slot began").await;
             self.overlap.forget_cursor(&id);
             self.once.forget(&id);

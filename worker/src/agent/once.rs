@@ -14,6 +14,7 @@ use meepo_core::{
     id::{Name, RunId},
     misfire::{Due, HORIZON},
     run::{Cause, RunRecord, RunState},
+    tree::TreePath,
 };
 use meepo_runtime::backoff::Backoff;
 use std::{collections::HashMap, collections::HashSet, sync::Arc, time::Duration};
@@ -125,6 +126,7 @@ impl Agent {
             reports: self.reports.clone(),
             stop: self.stop.clone(),
             job: id.clone(),
+            tree: slots.assignment.tree.clone(),
             max_runs: slots.assignment.max_runs,
         };
         self.tasks.spawn(claiming.all(todo, STAGGER.saturating_mul(place)));
@@ -156,7 +158,7 @@ impl Agent {
 
     /// Enters, or takes back, the problem that a job's claim lies in the future.
     fn claim_ahead(&mut self, id: &Name, ahead: Option<Timestamp>) {
-        let key = keys::claim(id);
+        let Some(key) = self.table.get_mut(id).map(|job| job.claim_key()) else { return };
         match ahead {
             Some(at) => {
                 let reason = format!(
@@ -176,12 +178,13 @@ impl Agent {
     /// Asks etcd how far the slots of a job that runs once are claimed; the job is
     /// scheduled when the answer is there.
     pub(super) fn ask_claimed(&self, job: &Name) {
+        let key = self.table.get(job).map_or_else(|| keys::claim(job), |job| job.claim_key());
         let (etcd, job, reports) = (self.etcd.clone(), job.clone(), self.reports.clone());
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
             let mut backoff = Backoff::new(Duration::from_secs(5));
             loop {
-                match etcd.get(&keys::claim(&job)).await {
+                match etcd.get(&key).await {
                     Ok(entry) => {
                         let claim = entry.and_then(|e| {
                             let claim = decode::<ClaimRecord>(&e.value).ok()?;
@@ -239,6 +242,7 @@ struct Claiming {
     reports: mpsc::Sender<Report>,
     stop: CancellationToken,
     job: Name,
+    tree: TreePath,
     max_runs: Option<u32>,
 }
 
@@ -314,7 +318,7 @@ impl Claiming {
         let trying = async {
             let mut backoff = Backoff::new(Duration::from_secs(2));
             loop {
-                match self.claims.claim(&self.job, &self.engine.node, wanted).await {
+                match self.claims.claim_at(&self.job, &self.tree, &self.engine.node, wanted).await {
                     Ok(claim) => return claim,
                     Err(e) => {
                         debug!(job = %self.job, slot = %wanted.slot, error = %e, "cannot claim, will try again");

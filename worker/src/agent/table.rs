@@ -101,6 +101,12 @@ impl Job {
         Assignment::again(&self.value)
     }
 
+    /// The key of the cursor of its claimed slots, if it runs once in the cluster.
+    pub(super) fn claim_key(&self) -> String {
+        let tree = self.assignment().map(|a| a.tree).unwrap_or_default();
+        keys::claim_at(&self.id, &tree)
+    }
+
     /// Its key in etcd.
     pub(super) fn key(&self, node: &NodeId) -> String {
         if self.oldest_form {

@@ -12,12 +12,15 @@
 
 mod choose;
 mod dirty;
+mod explain;
+mod explanation;
 mod fleet;
 #[cfg(test)]
 mod tests;
 
 pub use choose::{ONCE_HOLDERS, Waiting};
 pub use dirty::Dirty;
+pub use explanation::{FieldOrigin, JobExplanation, NodeExplanation, Reason};
 pub use fleet::Fleet;
 
 use crate::{

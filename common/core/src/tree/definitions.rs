@@ -110,7 +110,7 @@ impl Definitions {
 ///
 /// # Errors
 /// The first field that is wrong.
-pub fn check_partial(value: &Value) -> Result<(), Invalid> {
+pub(super) fn check_partial(value: &Value) -> Result<(), Invalid> {
     let Value::Object(fields) = value else {
         return from_value::<JobSpec>(value.clone()).map(drop);
     };

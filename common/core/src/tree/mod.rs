@@ -8,10 +8,14 @@
 //! path is the root.
 
 mod definitions;
+mod document;
 #[cfg(test)]
 mod tests;
 
-pub use definitions::{Definition, Definitions, Resolved, check_partial};
+pub use definitions::{Definition, Definitions, Resolved};
+pub use document::{JobDocument, TreeDefinition};
+
+use definitions::check_partial;
 
 use crate::{code::Code, error::Invalid, id::Name};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};

@@ -1,0 +1,222 @@
+//! Definitions in the product tree, and why a node has a job or has it not.
+
+use super::{
+    Ops,
+    jobs::{Places, not_over},
+};
+use crate::error::{ApiError, ApiResult};
+use jiff::Timestamp;
+use meepo_coord::{
+    etcd::Cas,
+    keys,
+    records::{decode, encode},
+};
+use meepo_core::{
+    api::{Action, Applied, JobView},
+    code::Code,
+    id::{Name, NodeId},
+    job::JobSpec,
+    node::NodeInfo,
+    placement::JobExplanation,
+    target::Target,
+    tree::{Definition, Definitions, JobDocument, LABEL, TreePath},
+};
+use std::{collections::BTreeMap, time::Duration};
+use tracing::info;
+
+/// How often a change is tried when others change the same definition.
+const TRIES: usize = 5;
+/// Longest wait for the view to show what etcd has.
+const SHOWN: Duration = Duration::from_secs(2);
+
+impl Ops {
+    /// Creates or replaces a definition, at the root or at a path of the tree. Those below
+    /// inherit from it and must go with it.
+    pub async fn apply(&self, document: impl Into<JobDocument>) -> ApiResult<Applied> {
+        let document = document.into();
+        let (name, path) = (&document.name, &document.tree);
+        let mut all = self.definitions(name).await?;
+        let before = all.resolve(path).ok();
+        all.0.insert(path.clone(), document.definition());
+        all.check(path)?;
+        if path.is_root() {
+            let spec = document.spec();
+            let spec = spec.ok_or_else(|| ApiError::new(Code::BAD_VALUE, "not a job"))?;
+            return self.apply_whole(spec).await;
+        }
+        if let Ok(now) = all.resolve(path)
+            && !now.spec.disabled
+        {
+            let when = |s: &JobSpec| (s.schedule.clone(), s.timezone.clone(), s.end_at);
+            if before.is_none_or(|before| when(&before.spec) != when(&now.spec)) {
+                not_over(&now.spec, Timestamp::now())?;
+            }
+        }
+        let key = keys::job_at(name, path);
+        for _ in 0..TRIES {
+            let there = self.etcd.get(&key).await?;
+            let expect = there.as_ref().map_or(0, |e| e.mod_revision);
+            let old = there.and_then(|e| decode(&e.value).ok());
+            if old.as_ref() == Some(&document.fields) {
+                let action = Action::Unchanged;
+                return Ok(Applied { name: name.clone(), action, revision: expect });
+            }
+            let action = if expect == 0 { Action::Created } else { Action::Updated };
+            let value = Some(encode(&document.fields));
+            if let Cas::Done(revision) = self.etcd.put_if(&key, value, expect, None).await? {
+                info!(job = %name, %path, ?action, revision, "definition written");
+                return Ok(Applied { name: name.clone(), action, revision });
+            }
+        }
+        Err(ApiError::new(Code::CONFLICT, format!("job {name} is being changed by others")))
+    }
+
+    /// Deletes the definition at a path; those below must make a job without it.
+    pub async fn delete_job(&self, name: &Name, path: &TreePath) -> ApiResult<Applied> {
+        let mut all = self.definitions(name).await?;
+        let there = all.0.remove(path).is_some();
+        if !there && !(path.is_root() && all.0.is_empty()) {
+            let paths: Vec<_> = all.0.keys().map(ToString::to_string).collect();
+            let mut message = format!("job {name} has no definition at {path}");
+            if !paths.is_empty() {
+                message += &format!("; there are some at {}", paths.join(", "));
+            }
+            return Err(ApiError::new(Code::NOT_FOUND, message));
+        }
+        if let Err(e) = all.check(path) {
+            let message = format!("{} ({}): change or delete that first", e.problem, e.field);
+            return Err(ApiError::new(Code::CONFLICT, message));
+        }
+        if path.is_root() {
+            return self.delete_whole(name).await;
+        }
+        let revision = self.delete_definition(name, path).await?;
+        info!(job = %name, %path, "deleted");
+        Ok(Applied { name: name.clone(), action: Action::Deleted, revision })
+    }
+
+    /// All definitions of a job, as of this moment.
+    pub(super) async fn definitions(&self, name: &Name) -> ApiResult<Definitions> {
+        let (key, below) = (keys::job(name), keys::tree_jobs_of(name));
+        let (root, tree) = tokio::try_join!(self.etcd.get(&key), self.etcd.list(&below, None))?;
+        let mut all = Definitions::default();
+        for entry in root.iter().chain(&tree.0) {
+            let path = match keys::job_and_path(&entry.key) {
+                Some((_, path)) => path,
+                None if entry.key == key => TreePath::ROOT,
+                None => continue,
+            };
+            let definition =
+                Definition { fields: decode(&entry.value)?, revision: entry.mod_revision };
+            all.0.insert(path, definition);
+        }
+        Ok(all)
+    }
+
+    /// One job as it is at a path of the tree, with the nodes there and below.
+    pub async fn get_job_at(&self, name: &Name, path: &TreePath) -> ApiResult<JobView> {
+        let view = self.find_job(name).await?;
+        let mut view = self.at(view, path)?.ok_or_else(|| {
+            let message = format!("job {name} has no definition at or above {path}");
+            ApiError::new(Code::NOT_FOUND, message)
+        })?;
+        view.last_run = self.newest_runs(std::slice::from_ref(name)).await.remove(name);
+        Ok(view)
+    }
+
+    /// The jobs that a path of the tree has by its own definitions and inherits, by name.
+    pub async fn list_jobs_at(&self, path: &TreePath) -> ApiResult<Vec<JobView>> {
+        let mut views = Vec::new();
+        for view in self.views().await? {
+            views.extend(self.at(view, path).ok().flatten());
+        }
+        let names: Vec<Name> = views.iter().map(|v| v.name.clone()).collect();
+        let mut runs = self.newest_runs(&names).await;
+        for view in &mut views {
+            view.last_run = runs.remove(&view.name);
+        }
+        Ok(views)
+    }
+
+    /// What a job is at a path; `None` if nothing is defined there or above.
+    fn at(&self, view: JobView, path: &TreePath) -> ApiResult<Option<JobView>> {
+        let mut all = Definitions::default();
+        if let (Some(spec), Some(revision)) = (view.spec.clone(), view.revision) {
+            let fields = JobDocument::from(spec).fields;
+            all.0.insert(TreePath::ROOT, Definition { fields, revision });
+        }
+        for given in &view.tree {
+            let definition =
+                Definition { fields: given.definition.clone(), revision: given.revision };
+            all.0.insert(given.tree.clone(), definition);
+        }
+        let Some(deepest) = all.deepest(path.as_str()) else { return Ok(None) };
+        let resolved = all.resolve(deepest)?;
+        let data = self.view.read();
+        let nodes = data.fleet.nodes();
+        let below = |id: &NodeId| {
+            let place = nodes.get(id).and_then(|n| n.labels.get(LABEL));
+            path.covers(place.map_or("", String::as_str))
+        };
+        let holders = view.nodes.into_iter().filter(|n| below(&n.node)).collect();
+        let next = view.next.filter(|_| !resolved.spec.disabled);
+        let revision = Some(resolved.revision());
+        Ok(Some(JobView { spec: Some(resolved.spec), revision, nodes: holders, next, ..view }))
+    }
+
+    /// Why nodes have a job or have it not, and where its fields come from.
+    pub async fn explain(&self, name: &Name, target: &Target) -> ApiResult<JobExplanation> {
+        let revisions = self.definitions(name).await?.0.into_values().map(|d| d.revision);
+        let newest = revisions.max().unwrap_or_default();
+        // What was applied a moment ago counts.
+        let mut changes = self.view.changes();
+        let shown = changes.wait_for(|v| v.complete && v.revision >= newest);
+        if tokio::time::timeout(SHOWN, shown).await.is_err() {
+            let message = "this master has not caught up with etcd; ask again";
+            return Err(ApiError::new(Code::ETCD, message));
+        }
+        let data = self.view.read();
+        let fleet = &data.fleet;
+        if newest == 0 && fleet.holders(name).next().is_none() {
+            return Err(ApiError::not_found("job", name));
+        }
+        let unknown = target.ids().into_iter().find(|id| !fleet.nodes().contains_key(id));
+        if let Some(id) = unknown {
+            return Err(ApiError::not_found("node", &id));
+        }
+        let meant = target.select(fleet.nodes().values());
+        if meant.is_empty() {
+            return Err(ApiError::new(Code::NO_TARGET, format!("{target} means no node")));
+        }
+        let nodes = fleet.explain(name, meant.into_iter().map(|n| &n.id));
+        Ok(JobExplanation { job: name.clone(), nodes })
+    }
+}
+
+/// Where a job with definitions could be run now, and what to run there: the nodes of each
+/// definition by themselves.
+pub(super) fn places(
+    all: &Definitions,
+    nodes: &BTreeMap<NodeId, NodeInfo>,
+) -> ApiResult<Vec<Places>> {
+    let mut groups: BTreeMap<&TreePath, Vec<&NodeInfo>> = BTreeMap::new();
+    for node in nodes.values() {
+        let place = node.labels.get(LABEL).map_or("", String::as_str);
+        if let Some(path) = all.deepest(place) {
+            groups.entry(path).or_default().push(node);
+        }
+    }
+    let mut places = Vec::new();
+    for (path, nodes) in groups {
+        let resolved = all.resolve(path)?;
+        if resolved.spec.disabled {
+            continue;
+        }
+        let target = Target::parse(&resolved.spec.target)?;
+        let mut assignment = resolved.spec.assignment(Some(resolved.revision()), Vec::new());
+        assignment.tree = path.clone();
+        let meant = target.select(nodes).into_iter().map(|n| (n.id.clone(), assignment.clone()));
+        places.push((resolved.spec.placement, meant.collect()));
+    }
+    Ok(places)
+}
