@@ -75,7 +75,8 @@ impl Ops {
     pub async fn delete_job(&self, name: &Name, path: &TreePath) -> ApiResult<Applied> {
         let mut all = self.definitions(name).await?;
         let there = all.0.remove(path).is_some();
-        if !there && !(path.is_root() && all.0.is_empty()) {
+        let nothing = all.0.is_empty() && path.is_root();
+        if !there && !nothing {
             let paths: Vec<_> = all.0.keys().map(ToString::to_string).collect();
             let mut message = format!("job {name} has no definition at {path}");
             if !paths.is_empty() {
