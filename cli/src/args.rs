@@ -6,7 +6,7 @@ pub(crate) mod task;
 pub(crate) use node::NodeCommand;
 use task::TaskCommand;
 
-use crate::{client::DEFAULT_MASTER, error::EXIT_HELP, output::Format};
+use crate::{client::DEFAULT_MASTER, error::EXIT_HELP, events_args::EventsArgs, output::Format};
 use clap::{Args, Parser, Subcommand, ValueHint};
 use jiff::Timestamp;
 use meepo_core::{duration::HumanDuration, id::Name, job::Executor, run::RunState, tree::TreePath};
@@ -65,6 +65,8 @@ pub(crate) enum Command {
     /// The hosts of the fleet.
     #[command(subcommand)]
     Node(NodeCommand),
+    /// Print what happens in the fleet.
+    Events(EventsArgs),
     /// Cron expressions and crontab files.
     #[command(subcommand)]
     Cron(CronCommand),

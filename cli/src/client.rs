@@ -92,7 +92,7 @@ impl Client {
         serde_json::from_slice(&bytes).map_err(|e| unreadable(&e, &bytes))
     }
 
-    /// A request that is answered by a stream of JSON lines.
+    /// A request that is answered by a stream of lines.
     pub(crate) async fn stream(
         &self,
         method: Method,
@@ -182,7 +182,7 @@ fn refused(status: StatusCode, bytes: &[u8]) -> CliError {
     CliError::new(exit, format!("the master answered {status}: {}", excerpt(bytes)))
 }
 
-/// A stream of JSON lines. Dropping it ends the request.
+/// A stream of lines, most of them JSON. Dropping it ends the request.
 pub(crate) struct Lines {
     client: Client,
     response: Option<Response>,
@@ -195,14 +195,20 @@ impl Lines {
     /// The next object, or `None` when the stream has ended. Cancel safe.
     pub(crate) async fn next<T: DeserializeOwned>(&mut self) -> CliResult<Option<T>> {
         loop {
-            while let Some(end) = self.buffer[self.seen..].iter().position(|b| *b == b'\n') {
+            let Some(line) = self.line().await? else { return Ok(None) };
+            if !line.trim_ascii().is_empty() {
+                return serde_json::from_slice(&line).map(Some).map_err(|e| unreadable(&e, &line));
+            }
+        }
+    }
+
+    /// The next line with its end, or `None` when the stream has ended. Cancel safe.
+    pub(crate) async fn line(&mut self) -> CliResult<Option<Vec<u8>>> {
+        loop {
+            if let Some(end) = self.buffer[self.seen..].iter().position(|b| *b == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..=self.seen + end).collect();
                 self.seen = 0;
-                if !line.trim_ascii().is_empty() {
-                    return serde_json::from_slice(&line)
-                        .map(Some)
-                        .map_err(|e| unreadable(&e, &line));
-                }
+                return Ok(Some(line));
             }
             self.seen = self.buffer.len();
             if self.buffer.len() > MAX_LINE {

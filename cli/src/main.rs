@@ -15,6 +15,7 @@ mod client;
 mod commands;
 mod error;
 mod etcd_child;
+mod events_args;
 mod output;
 mod server;
 #[cfg(test)]

@@ -10,6 +10,7 @@
 pub mod config;
 pub mod digests;
 pub mod error;
+pub mod events;
 pub mod grpc;
 pub mod http;
 pub mod lost;

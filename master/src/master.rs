@@ -2,6 +2,7 @@
 
 use crate::{
     config::Config,
+    events::Events,
     grpc, http, lost,
     metrics::Metrics,
     ops::Ops,
@@ -98,6 +99,9 @@ impl Master {
             OnError::Shutdown,
             board.clone().keep(etcd.clone(), stop.clone()),
         );
+        let metrics = Arc::new(Metrics::default());
+        let events = Events::new(etcd.clone(), metrics.clone());
+        tasks.spawn("events", OnError::Shutdown, events.clone().keep(stop.clone()));
         let ops = Ops {
             etcd: etcd.clone(),
             store: store.clone(),
@@ -105,8 +109,9 @@ impl Master {
             board: board.clone(),
             tasks_limit: config.tasks_limit,
             sessions: Sessions::default(),
+            events,
             leadership: leadership.clone(),
-            metrics: Arc::new(Metrics::default()),
+            metrics,
         };
         let leader = Leader {
             etcd: etcd.clone(),

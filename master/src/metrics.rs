@@ -24,5 +24,8 @@ meepo_runtime::metrics! {
     placements_refused: Counter = "placements_refused", "Assignments that etcd refused: this master did not lead any more, or what they were decided on had changed";
     tasks_submitted: Counter = "tasks_submitted", "Tasks accepted";
     part_writes: Counter = "part_writes", "Parts of tasks written by this leader";
+    events: Counter = "events", "Events told by what changes in etcd";
+    listeners: Gauge = "event_listeners", "Those who listen to events now";
+    listeners_cut: Counter = "event_listeners_cut", "Listeners that were cut off because they were too slow";
     received: Counter = "received_items", "Runs and pieces of output taken for the log store";
 }

@@ -4,6 +4,7 @@
 use meepo_coord::keys;
 use meepo_core::{
     code::TABLE,
+    event::{Event, What},
     job::{Assignment, JobSpec},
     task::{Event, PartState, Verb, record::TaskCommand, state::TRANSITIONS},
     tree::JobDocument,
@@ -147,6 +148,24 @@ fn every_outcome_code_is_listed_and_no_other() {
         .map(|(c, n, m)| (c.to_string(), c.0.to_string(), n.to_lowercase(), (*m).to_owned()))
         .collect();
     assert_eq!(listed, table);
+}
+
+#[test]
+fn every_event_is_listed_with_an_example() {
+    let page = reference("events.md");
+    let rows: Vec<String> = page.lines().filter(|l| l.starts_with("| `")).map(Into::into).collect();
+    let row = |w: &What| format!("| `{}` | {} |", w.as_str(), w.meaning());
+    let first = rows.iter().position(|r| *r == row(&What::ALL[0])).expect("the table of kinds");
+    for (what, is) in What::ALL.iter().zip(&rows[first..]) {
+        assert_eq!(*is, row(what));
+    }
+    let examples: Vec<Event> = blocks(&page, "json")
+        .iter()
+        .map(|b| serde_json::from_str(b).unwrap_or_else(|e| panic!("{e}: {b}")))
+        .collect();
+    for what in What::ALL {
+        assert!(examples.iter().any(|e| e.what == *what), "no example of {what}");
+    }
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod disk;
 mod docs;
 mod drain;
 mod etcd_contract;
+mod events;
 mod failover;
 mod faults;
 mod fleet;

@@ -3,6 +3,7 @@
 pub(crate) mod apply;
 pub(crate) mod cron;
 pub(crate) mod documents;
+pub(crate) mod events;
 mod explain;
 pub(crate) mod follow;
 pub(crate) mod import;
@@ -64,6 +65,10 @@ pub(crate) fn dispatch(cli: Cli) -> CliResult<u8> {
         Command::Kill(args) => {
             let client = Client::new(&master)?;
             client_command(async move { runs::kill(&out, &client, args).await })
+        }
+        Command::Events(args) => {
+            let client = Client::new(&master)?;
+            client_command(async move { events::run(&out, &client, args).await })
         }
         Command::Node(command) => {
             let client = Client::new(&master)?;

@@ -62,6 +62,13 @@ impl CoordError {
         Self::Etcd { op, key: key.to_owned(), source: Box::new(source) }
     }
 
+    /// Whether the revision asked for was compacted away.
+    pub fn compacted(&self) -> bool {
+        let Self::Etcd { source, .. } = self else { return false };
+        matches!(source.as_ref(), etcd_client::Error::GRpcStatus(status)
+            if status.code() == Code::OutOfRange && status.message().contains("compacted"))
+    }
+
     /// Whether the same call may succeed later.
     pub fn retryable(&self) -> bool {
         let Self::Etcd { source, .. } = self else { return !matches!(self, Self::Endpoint { .. }) };

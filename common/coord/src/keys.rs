@@ -59,6 +59,10 @@ pub const ORDERS: &str = "/cron/tasks/";
 /// The leading master.
 pub const LEADER: &str = "/meepo/leader";
 
+/// First key of meepo, and the first after all of them, for whoever watches everything at
+/// once: only a single watch tells of different families in the order of what happened.
+pub const EVERYTHING: (&str, &str) = ("/agent/", "/meepo0");
+
 /// The assignment of a job to a node.
 pub fn assignment(node: &NodeId, job: &Name) -> String {
     format!("{ASSIGNMENTS}{node}/{job}")

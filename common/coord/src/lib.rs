@@ -11,6 +11,7 @@
 pub mod claim;
 pub mod election;
 pub mod etcd;
+pub mod history;
 pub mod keys;
 pub mod lease;
 pub mod lock;

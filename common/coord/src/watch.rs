@@ -184,14 +184,7 @@ impl Watch {
                 return End::Broken(format!("cancelled by etcd: {}", response.cancel_reason()));
             }
             let changes = changes(&response);
-            // The header of a late batch of events is ahead of its events; the header of
-            // the answer to the creation may be, too. So: the last event tells, or a
-            // progress notification, which etcd sends when nothing is under way.
-            let seen = match response.events().last().and_then(|e| e.kv()) {
-                Some(kv) => Some(kv.mod_revision()),
-                None if response.created() => None,
-                None => response.header().map(|h| h.revision()),
-            };
+            let seen = seen(&response);
             let slot = usize::try_from(response.watch_id() - 1).ok().and_then(|i| next.get_mut(i));
             if let (Some(slot), Some(seen)) = (slot, seen) {
                 *slot = (*slot).max(seen + 1);
@@ -203,7 +196,19 @@ impl Watch {
     }
 }
 
-fn changes(response: &WatchResponse) -> Vec<Change> {
+/// Up to which revision a watch has been told everything. The header of a late batch of
+/// events is ahead of its events; the header of the answer to the creation may be, too. So:
+/// the last event tells, or a progress notification, which etcd sends when nothing is under
+/// way.
+pub(crate) fn seen(response: &WatchResponse) -> Option<i64> {
+    match response.events().last().and_then(|e| e.kv()) {
+        Some(kv) => Some(kv.mod_revision()),
+        None if response.created() => None,
+        None => response.header().map(|h| h.revision()),
+    }
+}
+
+pub(crate) fn changes(response: &WatchResponse) -> Vec<Change> {
     let mut changes = Vec::with_capacity(response.events().len());
     for event in response.events() {
         let Some(kv) = event.kv() else { continue };

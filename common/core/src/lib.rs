@@ -24,6 +24,7 @@
 //! | [`task`] | work done once: its states, and who gets what next |
 //! | [`placement`] | which node holds which job: `(fleet, what changed) -> effects` |
 //! | [`tree`] | the product tree: what a node inherits of a job's definitions |
+//! | [`event`] | what is told to those who listen |
 //! | [`api`] | what the HTTP API takes and answers |
 
 pub mod api;
@@ -33,6 +34,7 @@ pub mod crontab;
 pub mod digest;
 pub mod duration;
 pub mod error;
+pub mod event;
 pub mod http_job;
 pub mod id;
 pub mod input;

@@ -41,6 +41,8 @@ mod prefer;
 mod tests;
 pub mod tree;
 
+pub(crate) use glob::matches as glob;
+
 use crate::{error::Invalid, id::Name, node::NodeInfo};
 use expr::Expr;
 use prefer::Prefer;

@@ -1,6 +1,7 @@
 //! The gRPC server: the public services, those for workers, health and reflection.
 
 pub mod convert;
+mod events;
 mod masters;
 mod public;
 mod tasks;
@@ -10,8 +11,9 @@ use crate::ops::Ops;
 use meepo_proto::{
     internal::{masters_server::MastersServer, workers_server::WorkersServer},
     v1::{
-        cron_server::CronServer, exec_server::ExecServer, jobs_server::JobsServer,
-        nodes_server::NodesServer, runs_server::RunsServer, tasks_server::TasksServer,
+        cron_server::CronServer, events_server::EventsServer, exec_server::ExecServer,
+        jobs_server::JobsServer, nodes_server::NodesServer, runs_server::RunsServer,
+        tasks_server::TasksServer,
     },
 };
 use tokio::net::TcpListener;
@@ -64,6 +66,7 @@ pub async fn serve(listener: TcpListener, ops: Ops, stop: CancellationToken) -> 
         .add_service(limited!(NodesServer))
         .add_service(limited!(ExecServer))
         .add_service(limited!(CronServer))
+        .add_service(limited!(EventsServer))
         .add_service(limited!(TasksServer))
         .add_service(workers)
         .add_service(masters)

@@ -57,7 +57,7 @@ pub(super) fn duration(field: &str, text: &str) -> Result<Option<HumanDuration>,
     }
 }
 
-fn optional(text: String) -> Option<String> {
+pub(super) fn optional(text: String) -> Option<String> {
     Some(text).filter(|t| !t.is_empty())
 }
 

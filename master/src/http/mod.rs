@@ -1,6 +1,7 @@
 //! The HTTP API: REST under `/v1`, plus health, metrics and the OpenAPI document.
 
 mod browser;
+mod events;
 mod extract;
 mod handlers;
 mod jobs;
@@ -82,6 +83,7 @@ fn router(app: App) -> Router {
         .route("/v1/tasks/{id}/events", get(tasks::task_events))
         .route("/v1/tasks/{id}/{verb}", post(tasks::act_on_task))
         .route("/v1/cron/next", get(h::cron_next))
+        .route("/v1/events", get(events::events))
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         .layer(DefaultBodyLimit::max(MAX_BODY))

@@ -40,6 +40,7 @@ use utoipa::OpenApi;
         t::get_task,
         t::task_events,
         t::act_on_task,
+        super::events::events,
     )
 )]
 struct Document;
@@ -63,6 +64,7 @@ mod tests {
             "/v1/nodes",
             "/v1/exec",
             "/v1/cron/next",
+            "/v1/events",
             "/healthz",
             "/readyz",
             "/metrics",

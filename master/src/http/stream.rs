@@ -1,4 +1,4 @@
-//! Answers that come bit by bit, one JSON object a line.
+//! Answers that come bit by bit, most of them as one JSON object a line.
 
 use axum::{
     body::{Body, Bytes},
@@ -20,7 +20,7 @@ pub(super) fn view(chunk: OutputChunk) -> OutputView {
 /// Streams what comes from `rx`, turned into lines by `event`, until it ends or the
 /// master shuts down.
 pub(super) fn ndjson<T, E>(
-    mut rx: mpsc::Receiver<T>,
+    rx: mpsc::Receiver<T>,
     event: impl Fn(T) -> E + Send + 'static,
     stop: CancellationToken,
 ) -> Response
@@ -28,28 +28,40 @@ where
     T: Send + 'static,
     E: Serialize + Send + 'static,
 {
-    let lines = async_stream(async move |out: mpsc::Sender<Bytes>| {
-        loop {
-            let item = tokio::select! {
-                () = stop.cancelled() => return,
-                () = out.closed() => return,
-                item = rx.recv() => item,
-            };
-            let Some(item) = item else { return };
-            let Ok(mut line) = serde_json::to_vec(&event(item)) else { return };
-            line.push(b'\n');
-            if out.send(line.into()).await.is_err() {
-                return;
-            }
-        }
-    });
+    let line = move |item| {
+        let mut line = serde_json::to_vec(&event(item)).ok()?;
+        line.push(b'\n');
+        Some(line.into())
+    };
     let headers = [
         (header::CONTENT_TYPE, "application/x-ndjson"),
         (header::CACHE_CONTROL, "no-store"),
         // nginx would gather lines otherwise.
         (header::HeaderName::from_static("x-accel-buffering"), "no"),
     ];
-    (headers, Body::from_stream(lines)).into_response()
+    (headers, bytes(rx, line, stop)).into_response()
+}
+
+/// A body of what comes from `rx`, until that ends, `write` answers nothing, or the master
+/// shuts down.
+pub(super) fn bytes<T: Send + 'static>(
+    mut rx: mpsc::Receiver<T>,
+    mut write: impl FnMut(T) -> Option<Bytes> + Send + 'static,
+    stop: CancellationToken,
+) -> Body {
+    Body::from_stream(async_stream(async move |out: mpsc::Sender<Bytes>| {
+        loop {
+            let item = tokio::select! {
+                () = stop.cancelled() => return,
+                () = out.closed() => return,
+                item = rx.recv() => item,
+            };
+            let Some(bytes) = item.and_then(&mut write) else { return };
+            if out.send(bytes).await.is_err() {
+                return;
+            }
+        }
+    }))
 }
 
 fn async_stream<F>(

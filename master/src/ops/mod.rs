@@ -18,7 +18,7 @@ pub use forward::FORWARDED;
 pub use live::LiveNodes;
 pub use tasks::{Submitted, TaskFilter};
 
-use crate::{metrics::Metrics, sessions::Sessions, tasks::Board, view::View};
+use crate::{events::Events, metrics::Metrics, sessions::Sessions, tasks::Board, view::View};
 use meepo_coord::{Etcd, election::Leadership};
 use meepo_logstore::LogStore;
 use std::sync::Arc;
@@ -39,6 +39,8 @@ pub struct Ops {
     pub tasks_limit: usize,
     /// Streams of workers, while this master leads.
     pub sessions: Sessions,
+    /// What happens in the fleet.
+    pub events: Events,
     /// Who leads.
     pub leadership: watch::Receiver<Leadership>,
     /// Counters.
