@@ -18,6 +18,8 @@ struct Listener {
     text: String,
     /// The place, as a browser keeps it.
     place: String,
+    /// What came before the place, which only a gap does.
+    first: Option<Block>,
 }
 
 /// A block of lines.
@@ -38,16 +40,20 @@ impl Listener {
         let response = request.send().await.unwrap();
         assert_eq!(response.status(), 200, "{url}");
         assert_eq!(response.headers()["content-type"], "text/event-stream");
-        let mut listener = Self { response, text: String::new(), place: String::new() };
+        let (text, place) = (String::new(), String::new());
+        let mut listener = Self { response, text, place, first: None };
         // The first block says how soon to come back, the second where it stands.
         while listener.place.is_empty() {
-            assert_eq!(listener.block().await.unwrap(), None);
+            listener.first = listener.block().await.unwrap();
         }
         listener
     }
 
     /// The next block; of those that only tell the place, nothing. `Err` at the end.
     async fn block(&mut self) -> Result<Option<Block>, String> {
+        if let Some(first) = self.first.take() {
+            return Ok(Some(first));
+        }
         loop {
             if let Some((block, rest)) = self.text.split_once("\n\n") {
                 let (mut event, mut data) = (String::new(), None);
@@ -70,8 +76,12 @@ impl Listener {
         }
     }
 
-    /// The next event.
+    /// The next event. Signs of life come all the time: they are no reason to wait on.
     async fn next(&mut self) -> Value {
+        timeout(SOON, self.next_event()).await.expect("an event comes")
+    }
+
+    async fn next_event(&mut self) -> Value {
         loop {
             if let Some(block) = self.block().await.unwrap() {
                 assert_ne!(block.event, "error", "{}", block.data);
@@ -238,7 +248,7 @@ async fn a_heartbeat_is_no_event() {
     let mut all = Listener::open(&api, "kind=node", None).await;
     let health = |load: f64, labels: Value| {
         json!({"status": "Online", "version": "x", "instance": "x", "labels": labels,
-            "facts": {"load1": load}, "work": {"running": load}})
+            "facts": {"load1": load}, "work": {"running": load as u64}})
         .to_string()
     };
     for i in 0..5 {

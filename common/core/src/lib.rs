@@ -19,6 +19,7 @@
 //! | [`lock`] | locks in the cluster that runs need |
 //! | [`retry`] | whether and when a run is tried again |
 //! | [`misfire`] | slots that are due, and those that were missed |
+//! | [`rollout`] | in which portions parts of a task begin: `(policy, parts, now) -> plan` |
 //! | [`run`] | executions, their states and their output |
 //! | [`node`] | what a node says of itself |
 //! | [`task`] | work done once: its states, and who gets what next |
@@ -47,6 +48,7 @@ pub mod misfire;
 pub mod node;
 pub mod placement;
 pub mod retry;
+pub mod rollout;
 pub mod run;
 pub mod target;
 pub mod task;

@@ -54,7 +54,8 @@ type End = Option<ApiError>;
 struct Subscription {
     events: Events,
     filter: Filter,
-    follow: bool,
+    /// One who does not follow wants everything up to this revision.
+    until: Option<i64>,
     cursor: EventId,
     tx: mpsc::Sender<Item>,
     said: Instant,
@@ -100,9 +101,10 @@ impl Events {
         let counted = Counted { events: self.clone(), _place: place };
         let (tx, rx) = mpsc::channel(BACKLOG);
         let said = Instant::now();
-        let subscription = Subscription { events: self.clone(), filter, follow, cursor, tx, said };
+        let events = self.clone();
+        let subscription = Subscription { events, filter, until: None, cursor, tx, said };
         tokio::spawn(async move {
-            subscription.run().await;
+            subscription.run(follow).await;
             drop(counted);
         });
         Ok(rx)
@@ -110,16 +112,25 @@ impl Events {
 }
 
 impl Subscription {
-    async fn run(mut self) {
+    async fn run(mut self, follow: bool) {
         // A place kept free for the last word.
         let Ok(last) = self.tx.clone().reserve_owned().await else { return };
-        if let Err(Some(end)) = self.tell().await {
+        if let Err(Some(end)) = self.tell(follow).await {
             last.send(Item::End(end));
         }
     }
 
-    async fn tell(&mut self) -> Result<(), End> {
-        self.future().await?;
+    async fn tell(&mut self, follow: bool) -> Result<(), End> {
+        let ahead = self.cursor.revision > self.events.ring().head();
+        if ahead || !follow {
+            let newest = self.events.inner.etcd.revision().await.map_err(|e| Some(e.into()))?;
+            self.until = (!follow).then_some(newest);
+            // A place that etcd has not come to.
+            if self.cursor.revision > newest {
+                let why = "etcd has not come so far: it was restored from a copy, or the id is of another etcd";
+                self.gap(EventId::through(newest), why).await?;
+            }
+        }
         // Also lets the headers of an answer go out.
         self.say(Item::At(self.cursor)).await?;
         let mut state = self.events.inner.state.subscribe();
@@ -142,8 +153,8 @@ impl Subscription {
                 Read::Older if live == Some(now.generation) => return Err(self.slow()),
                 Read::Older => {
                     self.replay().await?;
-                    if !self.follow && self.events.ring().after() > self.cursor {
-                        return Ok(());
+                    if self.satisfied() {
+                        return self.say(Item::At(self.cursor)).await;
                     }
                     continue;
                 }
@@ -152,13 +163,15 @@ impl Subscription {
                     live = Some(now.generation);
                 }
             }
-            if !self.follow {
+            if self.satisfied() {
                 return self.say(Item::At(self.cursor)).await;
             }
             let alive_at = self.said + ALIVE;
             tokio::select! {
                 () = self.tx.closed() => return Err(None),
                 changed = state.changed() => if changed.is_err() { return Ok(()) },
+                // Nobody but others has written to etcd since: that is not told here.
+                () = tokio::time::sleep(SILENT), if self.until.is_some() => self.until = Some(0),
                 () = tokio::time::sleep_until(alive_at) => self.say(Item::At(self.cursor)).await?,
                 () = tokio::time::sleep(AWAY), if now.away => return Err(Some(self.resume(
                     Code::ETCD,
@@ -168,22 +181,13 @@ impl Subscription {
         }
     }
 
-    /// A place that etcd has not come to is one of another etcd, or of one that was restored.
-    async fn future(&mut self) -> Result<(), End> {
-        if self.cursor.revision <= self.events.ring().head() {
-            return Ok(());
-        }
-        let newest = self.events.inner.etcd.revision().await.map_err(|e| Some(e.into()))?;
-        if self.cursor.revision <= newest {
-            return Ok(());
-        }
-        let why =
-            "etcd has not come so far: it was restored from a copy, or the id is of another etcd";
-        self.gap(EventId::through(newest), why).await
+    /// Whether everything has been told to one who does not follow.
+    fn satisfied(&self) -> bool {
+        self.until.is_some_and(|until| self.cursor.complete() >= until)
     }
 
-    /// Tells what is older than the ring until the ring can go on, or until etcd is silent
-    /// for one who does not follow.
+    /// Tells what is older than the ring until the ring can go on, or begins behind a gap.
+    /// To one who does not follow, until everything has been told.
     async fn replay(&mut self) -> Result<(), End> {
         let replays = self.events.inner.replays.clone();
         let _place = loop {
@@ -216,7 +220,10 @@ impl Subscription {
                     self.say(Item::At(self.cursor)).await?;
                     continue;
                 }
-                () = tokio::time::sleep(SILENT), if !self.follow => return Ok(()),
+                () = tokio::time::sleep(SILENT), if self.until.is_some() => {
+                    self.until = Some(0);
+                    return Ok(());
+                }
             };
             let step = match step {
                 Ok(step) => step,
@@ -236,7 +243,7 @@ impl Subscription {
                 }
             }
             self.cursor = self.cursor.max(EventId::through(teller.at()));
-            if self.cursor >= self.events.ring().after() {
+            if self.cursor >= self.events.ring().after() || self.satisfied() {
                 return Ok(());
             }
         }
