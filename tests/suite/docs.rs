@@ -4,7 +4,7 @@
 use meepo_coord::keys;
 use meepo_core::{
     code::TABLE,
-    event::{Event, What},
+    event::{Event as Happening, What},
     job::{Assignment, JobSpec},
     task::{Event, PartState, Verb, record::TaskCommand, state::TRANSITIONS},
     tree::JobDocument,
@@ -159,7 +159,7 @@ fn every_event_is_listed_with_an_example() {
     for (what, is) in What::ALL.iter().zip(&rows[first..]) {
         assert_eq!(*is, row(what));
     }
-    let examples: Vec<Event> = blocks(&page, "json")
+    let examples: Vec<Happening> = blocks(&page, "json")
         .iter()
         .map(|b| serde_json::from_str(b).unwrap_or_else(|e| panic!("{e}: {b}")))
         .collect();
