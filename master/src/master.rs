@@ -118,6 +118,7 @@ impl Master {
             store: store.clone(),
             board,
             view: view.clone(),
+            sessions: ops.sessions.clone(),
             leadership: leadership.clone(),
             metrics: ops.metrics.clone(),
             grace: config.lease_ttl + WORKER_KILLS,

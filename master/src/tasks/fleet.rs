@@ -1,7 +1,7 @@
 //! The workers as the planner of tasks sees them.
 
 use super::board::{Board, is_reserved};
-use crate::view::View;
+use crate::{sessions::Sessions, view::View};
 use meepo_core::{
     id::NodeId,
     task::dispatch::{Fleet, Worker},
@@ -12,14 +12,17 @@ use std::{
 };
 use tokio::time::Instant;
 
+/// How old facts of the moment may be in a plan: heartbeats come every ten seconds.
+const FRESH: Duration = Duration::from_secs(5);
+
 /// Who is there, and who has been away for how long. The times are this process's own: a
 /// new leader waits the whole time again.
 pub(super) struct Nodes {
     /// How long a node must have been away before others may be given what it had.
     grace: Duration,
     away: HashMap<NodeId, Instant>,
-    /// The view that `workers` was made from.
-    seen: Option<crate::view::Version>,
+    /// The view that `workers` was made from, and when.
+    seen: Option<(crate::view::Version, Instant)>,
     fleet: Fleet,
 }
 
@@ -34,11 +37,17 @@ impl Nodes {
     }
 
     /// The workers now, and when the next of those that are away counts as gone.
-    pub(super) fn look(&mut self, view: &View, board: &Board) -> (&Fleet, Option<Instant>) {
+    pub(super) fn look(
+        &mut self,
+        view: &View,
+        sessions: &Sessions,
+        board: &Board,
+    ) -> (&Fleet, Option<Instant>) {
         let version = *view.changes().borrow();
-        if self.seen != Some(version) {
-            self.seen = Some(version);
-            self.fleet.workers = workers(view);
+        let known = self.seen.is_some_and(|(v, at)| v == version && at.elapsed() < FRESH);
+        if !known {
+            self.seen = Some((version, Instant::now()));
+            self.fleet.workers = workers(view, sessions);
         }
         let reserved: HashSet<NodeId> = {
             let tasks = board.read();
@@ -60,13 +69,19 @@ impl Nodes {
     }
 }
 
-fn workers(view: &View) -> BTreeMap<NodeId, Worker> {
+fn workers(view: &View, sessions: &Sessions) -> BTreeMap<NodeId, Worker> {
+    let live = sessions.live(&[]);
     let data = view.read();
+    let mut nodes = data.all_nodes_now();
     let worker = |id: &NodeId| {
-        let health = data.health.get(id)?;
-        let node = data.node(id)?;
-        let load = health.facts.load1 / health.facts.cpu_cores.max(1) as f64;
-        Some((id.clone(), Worker { node, slots: health.task_slots, load }))
+        let slots = data.health.get(id)?.task_slots;
+        let mut node = nodes.remove(id)?;
+        if let Some(Some(live)) = live.get(id) {
+            node.facts = node.facts.with(live);
+        }
+        let load =
+            node.facts.load().unwrap_or(node.facts.load1 / node.facts.cpu_cores.max(1) as f64);
+        Some((id.clone(), Worker { node, slots, load }))
     };
     data.health.keys().filter_map(worker).collect()
 }

@@ -8,7 +8,7 @@ use super::{
     fleet::Nodes,
     write::{Write, groups, leaders},
 };
-use crate::{metrics::Metrics, view::View};
+use crate::{metrics::Metrics, sessions::Sessions, view::View};
 use futures::StreamExt;
 use jiff::Timestamp;
 use meepo_coord::{CoordError, Etcd, election::Leadership};
@@ -37,6 +37,8 @@ pub struct Leader {
     pub board: Board,
     /// What is known of nodes.
     pub view: View,
+    /// What workers tell of their hosts.
+    pub sessions: Sessions,
     /// Who leads.
     pub leadership: watch::Receiver<Leadership>,
     /// Counters.
@@ -47,7 +49,7 @@ pub struct Leader {
 
 /// Dispatches while this master leads, until `stop` is cancelled.
 pub async fn run(leader: Leader, stop: CancellationToken) -> anyhow::Result<()> {
-    let Leader { etcd, store, board, view, mut leadership, metrics, grace } = leader;
+    let Leader { etcd, store, board, view, sessions, mut leadership, metrics, grace } = leader;
     let archive = Archive::default();
     let archiving = archive::run(
         archive.clone(),
@@ -68,7 +70,7 @@ pub async fn run(leader: Leader, stop: CancellationToken) -> anyhow::Result<()> 
             match term.filter(|_| complete) {
                 None => known.forget(),
                 Some(term) => {
-                    let (fleet, gone_at) = known.look(&view, &board);
+                    let (fleet, gone_at) = known.look(&view, &sessions, &board);
                     let planned = look(&board, fleet);
                     let due = planned.wake.map(instant);
                     again = [due, gone_at].into_iter().flatten().min();

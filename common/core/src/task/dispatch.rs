@@ -24,6 +24,7 @@ use crate::{
 };
 use jiff::{SignedDuration, Timestamp};
 use std::{
+    borrow::Cow,
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap},
     sync::Arc,
@@ -131,7 +132,8 @@ struct Candidate<'a> {
     id: PartId,
     expect: i64,
     task: &'a At<Arc<Task>>,
-    part: Part,
+    /// Copied only when it changes: there may be thousands that wait.
+    part: Cow<'a, Part>,
     /// Whether it must be written even if no worker takes it.
     changed: bool,
 }
@@ -162,7 +164,7 @@ pub fn plan(tasks: &Tasks, fleet: &Fleet, now: Timestamp) -> Plan {
                 id: candidate.id,
                 expect: candidate.expect,
                 task: candidate.task.revision,
-                part: Box::new(candidate.part),
+                part: Box::new(candidate.part.into_owned()),
                 order: OrderChange::None,
             }),
             None => {}
@@ -238,7 +240,7 @@ fn look<'a>(
                     }
                     None => {
                         part.ready(Event::Put, now);
-                        candidates.push(candidate(part, true));
+                        candidates.push(candidate(Cow::Owned(part), true));
                     }
                 }
             }
@@ -250,7 +252,7 @@ fn look<'a>(
                         // It has been ready since then: that is its place in the queue.
                         part.step(Event::Due, now);
                         if active {
-                            candidates.push(candidate(part, true));
+                            candidates.push(candidate(Cow::Owned(part), true));
                         } else {
                             write(part, OrderChange::None);
                         }
@@ -258,11 +260,12 @@ fn look<'a>(
                 }
             }
             PartState::Ready => {
-                let mut part = part();
-                let from = part.ready_at.unwrap_or(part.since);
+                let Some(At { value: waiting, .. }) = known else { continue };
+                let from = waiting.ready_at.unwrap_or(waiting.since);
                 let until = value.policy.ttl.and_then(|ttl| from.checked_add(ttl.0).ok());
                 match until {
                     Some(until) if until <= now => {
+                        let mut part = part();
                         part.outcome = Some(Outcome::new(Code::EXPIRED, None, now));
                         part.step(Event::Expire, now);
                         write(part, OrderChange::None);
@@ -272,7 +275,7 @@ fn look<'a>(
                     None => {}
                 }
                 if active {
-                    candidates.push(candidate(part, false));
+                    candidates.push(candidate(Cow::Borrowed(waiting), false));
                 }
             }
             PartState::Reserved => {
@@ -356,7 +359,8 @@ fn reserved(
 }
 
 fn reserve(candidate: Candidate<'_>, node: NodeId, now: Timestamp) -> Effect {
-    let Candidate { id, expect, task, mut part, .. } = candidate;
+    let Candidate { id, expect, task, part, .. } = candidate;
+    let mut part = part.into_owned();
     let value = &task.value;
     let run_id = run_id(id, part.attempt, &node, now);
     part.step(Event::Reserve, now);

@@ -245,6 +245,12 @@ impl TaskRequest {
         self.retry.as_ref().map_or(Ok(()), Retry::validate)
     }
 
+    /// The targets that say which nodes get parts.
+    pub fn targets(&self) -> impl Iterator<Item = &String> {
+        let own = self.target.iter().filter(|_| self.queue.is_none());
+        own.chain(self.commands.iter().filter_map(|item| item.target.as_ref()))
+    }
+
     /// The node ids written out, if nothing else says which nodes are meant: then only
     /// these must be looked up.
     pub fn only_ids(&self) -> Option<BTreeSet<NodeId>> {

@@ -2,7 +2,7 @@
 
 use crate::{
     error::{ApiError, ApiResult},
-    ops::Ops,
+    ops::{Ops, live::overlay},
     view::Data,
 };
 use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp};
@@ -16,6 +16,7 @@ use meepo_core::{
     error::Invalid,
     id::{Name, NodeId},
     node::NodeInfo,
+    target::Target,
     task::{TaskId, TaskRef, TaskRequest, TaskView},
 };
 use std::{
@@ -64,7 +65,7 @@ impl Ops {
         }
         let nodes = match request.only_ids() {
             Some(ids) => self.these_nodes(&ids).await?,
-            None => self.nodes_now().await?,
+            None => self.nodes_for(request).await?,
         };
         let task = request.task(TaskId(Uuid::now_v7()), &nodes, Timestamp::now())?;
         let value = encode(&task);
@@ -126,6 +127,16 @@ impl Ops {
             return Err(ApiError::new(Code::CONFLICT, message));
         }
         self.get_task(TaskRef::Task(record.task)).await.map(Some)
+    }
+
+    /// All nodes as of this moment; with what their workers tell where a target asks for it.
+    async fn nodes_for(&self, request: &TaskRequest) -> ApiResult<BTreeMap<NodeId, NodeInfo>> {
+        let mut nodes = self.nodes_now().await?;
+        let asks = |t: &String| Target::parse(t).is_ok_and(|t| t.asks_for_live_facts());
+        if request.targets().any(asks) {
+            overlay(&mut nodes, &self.live(&[]).await?);
+        }
+        Ok(nodes)
     }
 
     /// Those of these nodes that exist, as of this moment.
