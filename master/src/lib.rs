@@ -18,6 +18,7 @@ mod master;
 pub mod metrics;
 pub mod ops;
 pub mod reconcile;
+pub mod rerun;
 pub mod sessions;
 pub mod tasks;
 pub mod view;

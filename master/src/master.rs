@@ -6,7 +6,7 @@ use crate::{
     grpc, http, lost,
     metrics::Metrics,
     ops::Ops,
-    reconcile,
+    reconcile, rerun,
     sessions::Sessions,
     tasks::{Board, Leader, run as dispatch_tasks},
     view::View,
@@ -132,6 +132,14 @@ impl Master {
             stop.clone(),
         );
         tasks.spawn("placement", OnError::Shutdown, placing);
+        let again = rerun::run(
+            ops.etcd.clone(),
+            store.clone(),
+            view.clone(),
+            leadership.clone(),
+            stop.clone(),
+        );
+        tasks.spawn("lost runs again", OnError::Shutdown, again);
         let marking = lost::run(store, view, leadership.clone(), stop.clone());
         tasks.spawn("lost runs", OnError::Shutdown, marking);
         tasks.spawn("leadership", OnError::Shutdown, follow_leadership(ops.clone(), stop.clone()));

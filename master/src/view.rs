@@ -5,11 +5,11 @@
 use crate::digests::Digests;
 use meepo_coord::{
     Entry, Etcd, keys,
-    records::{DrainRecord, LabelsRecord, decode},
+    records::{DrainRecord, LabelsRecord, RerunRecord, decode},
     watch::{Batch, Change, Options, watch},
 };
 use meepo_core::{
-    id::NodeId,
+    id::{NodeId, RunId},
     job::{Assignment, JobSpec},
     labels,
     node::{Facts, Health, NodeInfo, NodeRecord},
@@ -53,6 +53,8 @@ pub struct Data {
     pub labels: BTreeMap<NodeId, LabelsRecord>,
     /// Nodes, definitions and assignments as placement sees them, and what changed.
     pub fleet: Fleet,
+    /// Runs that are started again elsewhere should their node be lost.
+    pub reruns: BTreeMap<(NodeId, RunId), At<RerunRecord>>,
     /// The assignment read last: on many nodes a job's are the same, byte for byte.
     last: Option<(Vec<u8>, Held)>,
     /// What each node should hold, as its worker counts it in its heartbeats.
@@ -138,6 +140,9 @@ impl Data {
             let revision = entry.mod_revision;
             let definition = read(entry).map(|fields| Definition { fields, revision });
             self.fleet.set_definition(name, path, definition);
+        } else if let Some(run) = keys::node_and_run(key, keys::RERUNS) {
+            let Some(value) = read(entry) else { return };
+            self.reruns.insert(run, At { value, revision: entry.mod_revision });
         } else if let Some((node, job)) = keys::node_and_job(key, keys::ASSIGNMENTS) {
             let value = match &self.last {
                 Some((bytes, held)) if *bytes == entry.value => held.clone(),
@@ -170,6 +175,8 @@ impl Data {
             self.fleet.remove_definition(&name, &TreePath::ROOT);
         } else if let Some((name, path)) = keys::job_and_path(key) {
             self.fleet.remove_definition(&name, &path);
+        } else if let Some(run) = keys::node_and_run(key, keys::RERUNS) {
+            self.reruns.remove(&run);
         } else if let Some((node, job)) = keys::node_and_job(key, keys::ASSIGNMENTS) {
             self.fleet.remove_assignment(&node, &job);
         }
@@ -200,6 +207,7 @@ impl View {
             keys::JOBS,
             keys::TREE_JOBS,
             keys::ASSIGNMENTS,
+            keys::RERUNS,
         ];
         let prefixes = prefixes.map(str::to_owned).to_vec();
         let watching = watch(etcd, prefixes, Options::default(), tx, stop);

@@ -22,6 +22,7 @@ mod http_jobs;
 mod many;
 mod masters;
 mod mongo;
+mod node_loss;
 mod placement;
 mod policies;
 mod processes;

@@ -7,6 +7,7 @@
 
 use crate::{
     cronid,
+    custody::Custody,
     drain::Asked,
     failpoint::{self, Place},
     http_run::{Call, Requests},
@@ -71,6 +72,8 @@ pub struct Engine {
     pub registry: Registry,
     /// Where states for etcd go.
     pub cronid: Arc<cronid::Board>,
+    /// Keys of runs that are started again elsewhere should this node be lost.
+    pub custody: Custody,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Whether the node takes nothing new.
@@ -307,6 +310,9 @@ impl Engine {
             Ok(()) => true,
             Err(e) => self.end_later(&record, &output, next.as_ref(), e).await,
         };
+        if recorded {
+            self.release(&record);
+        }
         if survives && recorded {
             self.surviving.forget(record.run_id).await;
         }
@@ -351,7 +357,16 @@ impl Engine {
         if let Err(e) = sent.await {
             self.metrics.spool_errors.inc();
             error!(error = %e, "cannot record slots that were not run");
+            return;
         }
+        for r in records {
+            self.release(r);
+        }
+    }
+
+    /// The end of a run is recorded: nobody else is to run it.
+    fn release(&self, record: &RunRecord) {
+        self.custody.release(record, &self.etcd, &self.tasks, &self.stop);
     }
 
     /// Records that a run asked for by a key in etcd is not run, unless it is known, and
@@ -371,6 +386,7 @@ impl Engine {
             }
             this.metrics.ended(record.state);
             this.delete_key(key);
+            this.release(&record);
         });
     }
 
@@ -456,8 +472,10 @@ impl Engine {
     /// An engine without a cluster, for tests and benchmarks: its files are in `dir`, and
     /// its etcd never answers. Errors: the files cannot be made.
     pub async fn alone(node: NodeId, dir: &std::path::Path) -> anyhow::Result<Arc<Self>> {
+        let custody = Custody::new(node.clone(), String::new(), Duration::from_secs(10));
         Ok(Arc::new(Self {
             node,
+            custody,
             state: State::open(&StateOptions::new(dir))?,
             runner: Runner::new(RunnerOptions { brief: BRIEF, ..RunnerOptions::default() })?,
             requests: Requests::default(),

@@ -13,6 +13,7 @@ pub mod agenda;
 pub mod agent;
 pub mod config;
 pub mod cronid;
+pub mod custody;
 pub mod daemon;
 pub mod deliver;
 pub mod disk;

@@ -8,7 +8,7 @@
 use crate::{
     etcd::{Cas, CoordError, Entry, Etcd},
     keys,
-    records::{ClaimRecord, decode, encode},
+    records::{ClaimRecord, RerunRecord, decode, encode},
 };
 use jiff::Timestamp;
 use meepo_core::{
@@ -85,11 +85,11 @@ impl Claims {
         node: &NodeId,
         wanted: Wanted,
     ) -> Result<Claim, CoordError> {
-        self.claim_at(job, &TreePath::ROOT, node, wanted).await
+        self.claim_at(job, &TreePath::ROOT, node, wanted, None).await
     }
 
     /// Tries to claim a slot of `job` on `node`, among the nodes for which the definition at
-    /// `tree` decides.
+    /// `tree` decides. With the claim `rerun` is written for the run, if there is one.
     ///
     /// # Errors
     /// When etcd does not answer. The claim may have taken effect all the same: the
@@ -101,6 +101,7 @@ impl Claims {
         tree: &TreePath,
         node: &NodeId,
         wanted: Wanted,
+        rerun: Option<&RerunRecord>,
     ) -> Result<Claim, CoordError> {
         let Wanted { slot, run_id, .. } = wanted;
         let key = keys::claim_at(job, tree);
@@ -120,10 +121,11 @@ impl Claims {
                 }
                 None => {
                     let runs = cursor.runs.saturating_add(wanted.runs.into());
+                    let beside = rerun.map(|r| (keys::rerun(node, run_id), encode(r)));
                     let (node, extra) = (node.clone(), Default::default());
                     let record = ClaimRecord { slot, node, run_id, runs, extra };
                     let value = Some(encode(&record));
-                    match self.etcd.put_if(&key, value, cursor.revision, None).await? {
+                    match self.etcd.put_if_with(&key, value, cursor.revision, None, beside).await? {
                         Cas::Done(revision) => {
                             let cursor = Cursor { revision, slot: Some(slot), runs };
                             self.known().insert(key.clone(), cursor);

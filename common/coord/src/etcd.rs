@@ -237,13 +237,27 @@ impl Etcd {
         expect: i64,
         lease: Option<i64>,
     ) -> Result<Cas, CoordError> {
+        self.put_if_with(key, value, expect, lease, None).await
+    }
+
+    /// As [`Etcd::put_if`], and puts another key in the same transaction.
+    pub async fn put_if_with(
+        &self,
+        key: &str,
+        value: Option<Vec<u8>>,
+        expect: i64,
+        lease: Option<i64>,
+        beside: Option<(String, Vec<u8>)>,
+    ) -> Result<Cas, CoordError> {
         let op = match value {
             Some(value) => TxnOp::put(key, value, lease.map(|id| PutOptions::new().with_lease(id))),
             None => TxnOp::delete(key, None),
         };
+        let beside = beside.map(|(key, value)| TxnOp::put(key, value, None));
+        let ops: Vec<_> = [op].into_iter().chain(beside).collect();
         let txn = Txn::new()
             .when([Compare::mod_revision(key, CompareOp::Equal, expect)])
-            .and_then([op])
+            .and_then(ops)
             .or_else([TxnOp::get(key, None)]);
         let mut kv = self.kv();
         let response = self.call("compare and put", key, kv.txn(txn)).await?;
@@ -255,6 +269,16 @@ impl Etcd {
             _ => None,
         });
         Ok(Cas::Conflict(there))
+    }
+
+    /// Writes, or with `None` deletes, a key that is there; one that is not stays so.
+    pub async fn put_there(&self, key: &str, value: Option<Vec<u8>>) -> Result<(), CoordError> {
+        let op = match value {
+            Some(value) => TxnOp::put(key, value, None),
+            None => TxnOp::delete(key, None),
+        };
+        let there = Compare::version(key, CompareOp::Greater, 0);
+        self.txn(key, Txn::new().when([there]).and_then([op])).await.map(drop)
     }
 
     /// Performs a transaction as it stands. Answers its revision if the comparison

@@ -20,6 +20,7 @@
 //! | `/meepo/parts/<task_id>/<n>` | [`meepo_core::task::Part`] | with its task |
 //! | `/meepo/taskkeys/<idempotency key>` | [`crate::records::TaskKeyRecord`] | a day |
 //! | `/cron/tasks/<ip>/<part_id>` | [`meepo_core::task::Order`] | while the node has the part |
+//! | `/meepo/rerun/<ip>/<run_id>` | [`crate::records::RerunRecord`] | until the run has ended |
 //! | `/meepo/leader` | [`crate::records::LeaderRecord`] | the leader's lease |
 
 use meepo_core::{
@@ -56,6 +57,8 @@ pub const PARTS: &str = "/meepo/parts/";
 pub const TASK_KEYS: &str = "/meepo/taskkeys/";
 /// Parts of tasks that nodes have, for all nodes.
 pub const ORDERS: &str = "/cron/tasks/";
+/// Runs that are started again elsewhere should their node be lost.
+pub const RERUNS: &str = "/meepo/rerun/";
 /// The leading master.
 pub const LEADER: &str = "/meepo/leader";
 
@@ -81,6 +84,11 @@ pub fn cronid(node: &NodeId, job: &Name) -> String {
 /// A run asked for on a node.
 pub fn trigger(node: &NodeId, run: RunId) -> String {
     format!("{TRIGGERS}{node}/{run}")
+}
+
+/// A run that is started again elsewhere should its node be lost.
+pub fn rerun(node: &NodeId, run: RunId) -> String {
+    format!("{RERUNS}{node}/{run}")
 }
 
 /// All runs asked for on a node.

@@ -2,11 +2,13 @@
 
 use jiff::Timestamp;
 use meepo_core::{
+    duration::HumanDuration,
     error::Invalid,
     id::{Name, NodeId, RunId},
     input::{from_value, parse_json},
     job::Assignment,
     task::TaskId,
+    tree::TreePath,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -30,6 +32,47 @@ pub struct TriggerRecord {
     pub not_before: Option<Timestamp>,
     /// Not started by then, it is dropped and recorded as expired. UTC.
     pub expires_at: Timestamp,
+    /// Present when it takes the place of a run that was lost with its node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rerun: Option<Rerun>,
+    /// Fields this version does not know.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// What a run takes the place of. Its fencing token is the revision of the request.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Rerun {
+    /// The slot. UTC.
+    pub slot: Timestamp,
+    /// Which try of the slot this is.
+    pub attempt: u32,
+    /// The run that was lost.
+    pub of: RunId,
+}
+
+/// Stands for a run that is started again elsewhere should its node be lost.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RerunRecord {
+    /// The job.
+    pub job: Name,
+    /// Where in the product tree the definition stands that it is run by.
+    #[serde(default, skip_serializing_if = "TreePath::is_root")]
+    pub tree: TreePath,
+    /// The slot. UTC.
+    pub slot: Timestamp,
+    /// Which try of the slot this is.
+    pub attempt: u32,
+    /// How often the slot was started again.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub reruns: u32,
+    /// The process of the worker that has the run, as in its health record.
+    pub instance: String,
+    /// How long the node's lease lives: so much later it has ended what it claimed.
+    pub lease_ttl: HumanDuration,
+    /// The node had to end the run, as it had lost its lease.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ended: bool,
     /// Fields this version does not know.
     #[serde(flatten)]
     pub extra: Extra,
@@ -166,6 +209,9 @@ mod tests {
                 "requested_at":"{t}","expires_at":"{t}","new":[1]}}"#
         ));
         round_trip::<DrainRecord>(&format!(r#"{{"requested_at":"{t}","deadline":"{t}","new":1}}"#));
+        round_trip::<RerunRecord>(&format!(
+            r#"{{"job":"a","slot":"{t}","attempt":1,"instance":"i","lease_ttl":"10s","new":1}}"#
+        ));
         round_trip::<KillRecord>(&format!(r#"{{"requested_at":"{t}","new":1}}"#));
         round_trip::<ClaimRecord>(&format!(
             r#"{{"slot":"{t}","node":"127.0.0.1","run_id":"{run}","new":{{"a":1}}}}"#

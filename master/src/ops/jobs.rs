@@ -329,6 +329,7 @@ impl Ops {
                 requested_at: now,
                 not_before,
                 expires_at,
+                rerun: None,
                 extra: BTreeMap::new(),
             };
             let value = encode(&record);

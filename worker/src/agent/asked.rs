@@ -44,7 +44,8 @@ impl Agent {
         } else if let Some(run_id) = own(&keys::triggers_of(&node)) {
             match (run_id, decode::<TriggerRecord>(&entry.value)) {
                 (Ok(run_id), Ok(trigger)) => {
-                    self.triggered(run_id, trigger, entry.key).await;
+                    let revision = entry.mod_revision;
+                    self.triggered(run_id, trigger, entry.key, revision).await;
                 }
                 (Err(e), _) | (_, Err(e)) => {
                     warn!(key = entry.key, error = %e, "unreadable request dropped");
@@ -74,20 +75,32 @@ impl Agent {
         entries
     }
 
-    async fn triggered(&mut self, run_id: RunId, trigger: TriggerRecord, key: String) {
+    async fn triggered(
+        &mut self,
+        run_id: RunId,
+        trigger: TriggerRecord,
+        key: String,
+        revision: i64,
+    ) {
         let known = self.overlap.knows(&trigger.job, run_id) || self.waits.knows(run_id);
         if known || self.hold.knows(run_id) {
             // Seen again; the key goes when it begins or is turned down.
             return;
         }
+        let rerun = trigger.rerun;
+        if let Some(rerun) = &rerun {
+            let (job, assignment) = (&trigger.job, &trigger.assignment);
+            self.engine.custody.asked(run_id, job, assignment, rerun.slot, rerun.attempt);
+        }
         let plan = Plan {
             run_id,
             job: Some(trigger.job),
             assignment: Arc::new(trigger.assignment),
-            slot: trigger.requested_at,
-            attempt: 1,
+            slot: rerun.as_ref().map_or(trigger.requested_at, |r| r.slot),
+            attempt: rerun.as_ref().map_or(1, |r| r.attempt),
             cause: Cause::Trigger,
-            fence: None,
+            // Greater than that of every run before it: nobody else has the slot now.
+            fence: rerun.map(|_| revision),
             permit: None,
         };
         let now = Timestamp::now();

@@ -12,6 +12,7 @@ use meepo_coord::{
 use meepo_core::{
     code::Code,
     id::{Name, RunId},
+    job::OnNodeLoss,
     misfire::{Due, HORIZON},
     run::{Cause, RunRecord, RunState},
     tree::TreePath,
@@ -127,6 +128,7 @@ impl Agent {
             stop: self.stop.clone(),
             job: id.clone(),
             tree: slots.assignment.tree.clone(),
+            on_node_loss: slots.assignment.on_node_loss,
             max_runs: slots.assignment.max_runs,
         };
         self.tasks.spawn(claiming.all(todo, STAGGER.saturating_mul(place)));
@@ -243,6 +245,7 @@ struct Claiming {
     stop: CancellationToken,
     job: Name,
     tree: TreePath,
+    on_node_loss: OnNodeLoss,
     max_runs: Option<u32>,
 }
 
@@ -317,9 +320,19 @@ impl Claiming {
     async fn claim(&self, wanted: Wanted, give_up: Instant) -> Option<Claim> {
         let trying = async {
             let mut backoff = Backoff::new(Duration::from_secs(2));
+            let custody = &self.engine.custody;
+            let rerun = custody.record(&self.job, &self.tree, self.on_node_loss, wanted.slot);
+            let rerun = rerun.filter(|_| wanted.runs);
             loop {
-                match self.claims.claim_at(&self.job, &self.tree, &self.engine.node, wanted).await {
-                    Ok(claim) => return claim,
+                let (job, node) = (&self.job, &self.engine.node);
+                let claim = self.claims.claim_at(job, &self.tree, node, wanted, rerun.as_ref());
+                match claim.await {
+                    Ok(claim) => {
+                        if let (Claim::Won { .. }, Some(rerun)) = (&claim, rerun) {
+                            self.engine.custody.took(wanted.run_id, rerun);
+                        }
+                        return claim;
+                    }
                     Err(e) => {
                         debug!(job = %self.job, slot = %wanted.slot, error = %e, "cannot claim, will try again");
                         tokio::time::sleep(backoff.next_wait()).await;

@@ -119,6 +119,7 @@ fn trigger(expires_in: i64) -> TriggerRecord {
         requested_at: now,
         not_before: None,
         expires_at: now + SignedDuration::from_secs(expires_in),
+        rerun: None,
         extra: BTreeMap::new(),
     }
 }

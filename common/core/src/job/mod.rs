@@ -11,7 +11,8 @@ mod validate;
 mod when;
 
 pub use policy::{
-    Concurrency, Executor, JobStatus, MAX_ANY, MAX_CONCURRENCY, Misfire, OutputKeep, Placement,
+    Concurrency, Executor, JobStatus, MAX_ANY, MAX_CONCURRENCY, Misfire, OnNodeLoss, OutputKeep,
+    Placement,
 };
 pub use validate::check_command;
 pub use when::When;
@@ -235,6 +236,8 @@ job_fields! {
     lock: Option<LockSpec>,
     /// Whether and when a run that failed is tried again.
     retry: Option<Retry>,
+    /// What becomes of a run whose node is lost. Only with `placement: once`.
+    on_node_loss: OnNodeLoss,
     /// What happens to slots nobody could run in time.
     misfire: Misfire,
     /// For `misfire: all`: how many slots at most are made up for. Default 10.

@@ -205,6 +205,18 @@ impl<'de> Deserialize<'de> for Concurrency {
     }
 }
 
+/// What becomes of a claimed run whose node is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum OnNodeLoss {
+    /// It is recorded as lost.
+    #[default]
+    Fail,
+    /// It is recorded as lost, and its slot is run again on another node.
+    Rerun,
+}
+
 /// Which bytes of a run's output are kept when it writes more than `output_limit`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

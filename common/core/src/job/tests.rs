@@ -48,6 +48,7 @@ fn a_spec_survives_the_round_trip() {
     full["output_keep"] = json!("both");
     full["survive_restart"] = json!(false);
     full["disabled"] = json!(true);
+    full["on_node_loss"] = json!("fail");
     let mut fields: Vec<_> = full.as_object().unwrap().keys().map(String::as_str).collect();
     let mut known = JobSpec::FIELDS.to_vec();
     fields.push("http");

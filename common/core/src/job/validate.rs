@@ -2,13 +2,14 @@
 
 use super::{
     Assignment, Executor, JobSpec, MAX_JITTER, MAX_MISFIRE_CAP, MAX_OUTPUT_LIMIT, MAX_TIMEOUT,
-    Placement, When,
+    OnNodeLoss, Placement, When,
 };
 use crate::{
     calendar::{self, Schedule},
     code::Code,
     error::Invalid,
     http_job::{HttpRequest, parse_url},
+    retry::{Outcome, Retry},
     target::Target,
 };
 
@@ -25,6 +26,16 @@ impl JobSpec {
         if at_boot && self.placement == Placement::Once {
             let expected = "`each`: hosts start at different times";
             return bad("placement", "`once` and @reboot have no meaning together", expected);
+        }
+        let reruns = self.on_node_loss == OnNodeLoss::Rerun;
+        if reruns && self.placement != Placement::Once {
+            let problem = "`rerun` only has a meaning where one node runs a slot for all";
+            return bad("on_node_loss", problem, "`placement: once`, or `fail`");
+        }
+        let tries_lost = |r: &Retry| r.on.as_ref().is_some_and(|on| on.contains(&Outcome::Lost));
+        if reruns && self.retry.as_ref().is_some_and(tries_lost) {
+            let problem = "beside `retry` on `lost`: the slot would run on two nodes";
+            return bad("on_node_loss", problem, "one of them");
         }
         if self.survive_restart && self.placement == Placement::Once {
             return alone("placement", "`placement: each`");

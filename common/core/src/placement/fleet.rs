@@ -216,6 +216,23 @@ impl Fleet {
         })
     }
 
+    /// The node that is to run a slot of a job that runs once, as `lost` cannot any more,
+    /// and what it is to run: the first in line that takes work, preferably another.
+    pub fn successor(
+        &self,
+        job: &Name,
+        tree: &TreePath,
+        lost: &NodeId,
+    ) -> Option<(NodeId, Assignment)> {
+        let desired = self.desired(job, &Waiting::new())?;
+        let (assignment, _) = desired.put.values().find(|(a, _)| a.tree == *tree)?;
+        let takes = |id: &NodeId| self.nodes.get(id).is_some_and(|n| n.online && !n.drained);
+        let mut there = assignment.once.iter().filter(|id| takes(id));
+        // The lost one itself, should it be back, rather than nobody.
+        let next = there.clone().find(|id| *id != lost).or_else(|| there.next())?;
+        Some((next.clone(), (**assignment).clone()))
+    }
+
     /// The nodes that hold a job.
     pub fn holders(&self, job: &Name) -> impl Iterator<Item = (&NodeId, &At<Held>)> {
         self.held.get(job).into_iter().flatten()

@@ -1,0 +1,129 @@
+//! Runs whose node is lost: repeated elsewhere exactly once, whoever dies meanwhile.
+
+use crate::fleet::{SOON, apply, quick, runs, wait_runs};
+use meepo_tests::{Cluster, eventually};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+/// A job that runs once in its life and until the gate is there; each beginning is a line.
+struct Job {
+    begun: PathBuf,
+    gate: PathBuf,
+}
+
+impl Job {
+    async fn start(cluster: &Cluster) -> Self {
+        let dir = cluster.dir();
+        let job = Self { begun: dir.join("begun"), gate: dir.join("gate") };
+        let cmd = format!(
+            "echo $MEEPO_NODE $MEEPO_ATTEMPT $MEEPO_FENCE $MEEPO_SLOT >> {}; until [ -e {} ]; do sleep 0.1; done",
+            job.begun.display(),
+            job.gate.display()
+        );
+        let spec = json!({"name": "long", "cmd": cmd, "schedule": "* * * * * *", "max_runs": 1,
+            "placement": "once", "on_node_loss": "rerun"});
+        apply(&cluster.api(), spec).await;
+        job.wait(1).await;
+        job
+    }
+
+    /// Node, attempt, fence and slot of each beginning.
+    fn begun(&self) -> Vec<(String, u32, i64, String)> {
+        let text = std::fs::read_to_string(&self.begun).unwrap_or_default();
+        let line = |line: &str| {
+            let [node, attempt, fence, slot] = line.split(' ').collect::<Vec<_>>()[..] else {
+                panic!("{line:?}")
+            };
+            let (attempt, fence) = (attempt.parse().unwrap(), fence.parse().unwrap());
+            (node.to_owned(), attempt, fence, slot.to_owned())
+        };
+        text.lines().map(line).collect()
+    }
+
+    async fn wait(&self, n: usize) -> Vec<(String, u32, i64, String)> {
+        eventually(SOON, format!("{n} beginnings"), async || {
+            let begun = self.begun();
+            if begun.len() >= n { Ok(begun) } else { Err(format!("{begun:?}")) }
+        })
+        .await
+    }
+}
+
+fn worker_of(cluster: &Cluster, node: &str) -> usize {
+    (0..3).find(|i| cluster.worker(*i).node() == node).unwrap()
+}
+
+async fn wait_no_keys(cluster: &Cluster) {
+    eventually(SOON, "no run is to be repeated any more", async || {
+        let out = cluster.etcd().ctl(&["get", "--prefix", "/meepo/rerun/"]).await;
+        if out.stdout.trim().is_empty() { Ok(()) } else { Err(out.stdout) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_run_whose_node_dies_is_repeated_once_though_the_leader_dies_too() {
+    let cluster = quick().workers(3).masters(2).start().await;
+    let leader = cluster.etcd().ctl(&["get", "/meepo/leader", "--print-value-only"]).await.json();
+    let leader = (0..2).find(|i| leader["http"] == cluster.master(*i).api().base()).unwrap();
+    let api = cluster.master(1 - leader).api();
+    let job = Job::start(&cluster).await;
+    let (first, _, fence, slot) = job.begun()[0].clone();
+    wait_runs(&api, "job=long&state=running", 1).await;
+    cluster.worker(worker_of(&cluster, &first)).process().kill9();
+    cluster.master(leader).process().kill9();
+    let begun = job.wait(2).await;
+    let again = &begun[1];
+    assert_ne!(again.0, first);
+    assert_eq!((again.1, &again.3), (2, &slot), "{begun:?}");
+    assert!(again.2 > fence, "{begun:?}");
+    wait_runs(&api, "job=long&state=lost", 1).await;
+    // The dead come back: nobody runs it a third time.
+    cluster.worker(worker_of(&cluster, &first)).process().restart();
+    cluster.wait_online(worker_of(&cluster, &first)).await;
+    cluster.master(leader).process().restart();
+    cluster.master(leader).wait_ready().await;
+    std::fs::write(&job.gate, "").unwrap();
+    let done = wait_runs(&api, "job=long&state=success", 1).await;
+    assert_eq!((&done[0]["attempt"], &done[0]["node"]), (&json!(2), &Value::from(again.0.clone())));
+    wait_no_keys(&cluster).await;
+    assert_eq!(job.begun().len(), 2);
+    assert_eq!(runs(&api, "job=long").await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_run_that_died_with_its_worker_is_repeated_and_what_ends_leaves_nothing() {
+    let cluster = quick().workers(3).start().await;
+    let api = cluster.api();
+    let job = Job::start(&cluster).await;
+    let first = job.begun()[0].0.clone();
+    let worker = worker_of(&cluster, &first);
+    cluster.worker(worker).process().kill9();
+    cluster.worker(worker).process().restart();
+    let begun = job.wait(2).await;
+    assert_eq!(begun[1].1, 2, "{begun:?}");
+    std::fs::write(&job.gate, "").unwrap();
+    wait_runs(&api, "job=long&state=success", 1).await;
+    wait_no_keys(&cluster).await;
+    assert_eq!(job.begun().len(), 2);
+
+    // A run that ends leaves no key behind.
+    let (status, _) = api.http("DELETE", "/v1/jobs/long", None).await;
+    assert_eq!(status, 200);
+    let end = json!({"name": "brief", "cmd": "true", "schedule": "* * * * * *",
+        "placement": "once", "on_node_loss": "rerun", "max_runs": 3});
+    apply(&api, end).await;
+    wait_runs(&api, "job=brief&state=success", 3).await;
+    wait_no_keys(&cluster).await;
+    for (bad, field) in [
+        (json!({"placement": "each"}), "on_node_loss"),
+        (json!({"placement": "once", "retry": {"max": 1, "on": ["lost"]}}), "on_node_loss"),
+    ] {
+        let mut spec = bad;
+        spec["name"] = "x".into();
+        spec["cmd"] = "true".into();
+        spec["on_node_loss"] = "rerun".into();
+        let (status, body) = api.post("/v1/jobs", spec).await;
+        assert_eq!((status, body["error"]["field"].as_str()), (400, Some(field)), "{body}");
+    }
+}

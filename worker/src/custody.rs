@@ -1,0 +1,117 @@
+//! Keys in etcd that stand for runs which are to be started again elsewhere should this
+//! node be lost (`on_node_loss: rerun`): written with the claim, deleted when the end of
+//! the run is durable.
+
+use jiff::Timestamp;
+use meepo_coord::{
+    Etcd, keys,
+    records::{RerunRecord, encode},
+};
+use meepo_core::{
+    code::Code,
+    duration::HumanDuration,
+    id::{Name, NodeId, RunId},
+    job::{Assignment, OnNodeLoss},
+    run::RunRecord,
+    tree::TreePath,
+};
+use meepo_runtime::backoff::Backoff;
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+/// The keys that this life of the worker has to take back.
+#[derive(Debug)]
+pub struct Custody {
+    node: NodeId,
+    instance: String,
+    lease_ttl: Duration,
+    open: Mutex<HashMap<RunId, RerunRecord>>,
+}
+
+impl Custody {
+    /// None yet. `instance` is this process of the worker.
+    pub fn new(node: NodeId, instance: String, lease_ttl: Duration) -> Self {
+        Self { node, instance, lease_ttl, open: Mutex::default() }
+    }
+
+    /// The record for the first run of a slot, if its job asks for one.
+    pub fn record(
+        &self,
+        job: &Name,
+        tree: &TreePath,
+        on_node_loss: OnNodeLoss,
+        slot: Timestamp,
+    ) -> Option<RerunRecord> {
+        (on_node_loss == OnNodeLoss::Rerun).then(|| RerunRecord {
+            job: job.clone(),
+            tree: tree.clone(),
+            slot,
+            attempt: 1,
+            reruns: 0,
+            instance: self.instance.clone(),
+            lease_ttl: HumanDuration(self.lease_ttl),
+            ended: false,
+            extra: Default::default(),
+        })
+    }
+
+    /// The key of a run is there: claimed here, or put by the leader.
+    pub fn took(&self, run_id: RunId, record: RerunRecord) {
+        self.lock().insert(run_id, record);
+    }
+
+    /// A request to run a lost run again has come.
+    pub fn asked(
+        &self,
+        run_id: RunId,
+        job: &Name,
+        assignment: &Assignment,
+        slot: Timestamp,
+        attempt: u32,
+    ) {
+        let record = self.record(job, &assignment.tree, assignment.on_node_loss, slot);
+        if let Some(record) = record {
+            // How often it was run again, the attempts tell.
+            let reruns = attempt.saturating_sub(1);
+            self.took(run_id, RerunRecord { attempt, reruns, ..record });
+        }
+    }
+
+    /// The end of a run is durable here: its key goes. That of a run which this node had to
+    /// end, as it had lost its lease, is handed to the leader instead.
+    pub fn release(
+        &self,
+        record: &RunRecord,
+        etcd: &Etcd,
+        tasks: &Handle,
+        stop: &CancellationToken,
+    ) {
+        let Some(kept) = self.lock().remove(&record.run_id) else { return };
+        let key = keys::rerun(&self.node, record.run_id);
+        // Only what is there still: the leader may have moved it.
+        let ended = (record.code == Code::ETCD).then_some(RerunRecord { ended: true, ..kept });
+        let value = ended.map(|record| encode(&record));
+        let (etcd, stop) = (etcd.clone(), stop.clone());
+        tasks.spawn(async move {
+            let mut backoff = Backoff::new(Duration::from_secs(5));
+            while let Err(e) = etcd.put_there(&key, value.clone()).await {
+                debug!(key, error = %e, "cannot take a key back, will try again");
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(backoff.next_wait()) => {}
+                }
+            }
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<RunId, RerunRecord>> {
+        // Nothing is left half done while the lock is held.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
