@@ -16,6 +16,7 @@ use meepo_coord::{
     records::{decode, encode},
 };
 use meepo_core::{
+    duration::HumanDuration,
     id::NodeId,
     node::{Health, MAX_PROBLEMS, NodeRecord, Problem},
 };
@@ -55,6 +56,8 @@ pub struct Identity {
     pub labels: BTreeMap<String, String>,
     /// Parts of tasks it takes at once.
     pub task_slots: u32,
+    /// How long its lease lives.
+    pub lease_ttl: Duration,
 }
 
 /// Whether the node's record in etcd is this worker's.
@@ -230,6 +233,7 @@ async fn write(
         work: Some(p.vitals.work()),
         digest: p.vitals.progress.holdings().map(|h| h.digest),
         task_slots: me.task_slots,
+        lease_ttl: Some(HumanDuration(me.lease_ttl)),
         extra: BTreeMap::new(),
     };
     let key = keys::health(&me.node);

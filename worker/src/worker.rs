@@ -109,6 +109,7 @@ impl Worker {
             started_at: Timestamp::now(),
             labels: config.labels.clone(),
             task_slots: config.task_slots,
+            lease_ttl: config.lease_ttl,
         };
         info!(%node, etcd = ?config.etcd, data_dir = %config.data_dir.display(), "worker starts");
 

@@ -1,6 +1,6 @@
 //! What a node says of itself.
 
-use crate::{digest::Digest, id::NodeId};
+use crate::{digest::Digest, duration::HumanDuration, id::NodeId};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -129,6 +129,10 @@ pub struct Health {
     /// Parts of tasks it takes at once; 0 of a worker that knows no tasks.
     #[serde(default)]
     pub task_slots: u32,
+    /// How long the worker's lease lives: so much later it has ended what others may be
+    /// given. Absent of workers that do not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_ttl: Option<HumanDuration>,
     /// Fields this version does not know.
     #[serde(flatten)]
     pub extra: BTreeMap<String, Value>,
