@@ -15,7 +15,7 @@ pub(crate) struct EventsArgs {
     /// Only what comes after this id.
     #[arg(long, value_name = "ID")]
     pub(crate) after: Option<EventId>,
-    /// Only these kinds (job, run, node, leader …) or events (job.paused); several with commas.
+    /// Only these kinds (job, task, run, node, leader) or events (job.paused); several with commas.
     #[arg(long, value_name = "KIND")]
     pub(crate) kind: Option<String>,
     /// Only of these jobs; several with commas, `*` and `?` allowed.

@@ -578,7 +578,7 @@ async fn the_command_prints_what_was_and_ends() {
     let bad = cluster.cli(&["events", "--kind", "jobs"]).await;
     assert_eq!(bad.code, 2);
     assert!(
-        bad.stderr.contains("kind: no events are called \"jobs\"; expected job, run"),
+        bad.stderr.contains("kind: no events are called \"jobs\"; expected job, task, run"),
         "{bad:?}"
     );
 }

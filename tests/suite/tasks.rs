@@ -5,6 +5,7 @@ mod failover;
 mod grpc;
 mod nodes;
 mod queues;
+mod rollouts;
 mod verbs;
 
 use meepo_tests::{Api, Cluster, eventually, secs};

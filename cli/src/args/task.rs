@@ -7,6 +7,7 @@ use meepo_core::{
     duration::HumanDuration,
     id::Name,
     job::Executor,
+    rollout::Amount,
     task::{TaskRef, TaskState},
 };
 use std::path::PathBuf;
@@ -131,6 +132,21 @@ pub(crate) struct PutArgs {
     /// What becomes of a part whose worker died: release, bury or fail [default: release].
     #[arg(long, value_name = "WHAT", value_parser = ["release", "bury", "fail"])]
     pub(crate) on_loss: Option<String>,
+    /// Roll it out in portions: so many parts at once, or a share of all, as 5 or 10%.
+    #[arg(long, value_name = "AMOUNT")]
+    pub(crate) batch: Option<Amount>,
+    /// Wait so long after each portion.
+    #[arg(long, value_name = "DURATION")]
+    pub(crate) pause: Option<HumanDuration>,
+    /// So many parts first; if one of them fails, the roll-out stops.
+    #[arg(long, value_name = "AMOUNT")]
+    pub(crate) canary: Option<Amount>,
+    /// Wait so long after the canary [default: as --pause].
+    #[arg(long, value_name = "DURATION", requires = "canary")]
+    pub(crate) soak: Option<HumanDuration>,
+    /// Stop the roll-out when so many parts have failed, or a share of all.
+    #[arg(long, value_name = "AMOUNT")]
+    pub(crate) max_failures: Option<Amount>,
     /// What turns the words into a run: bash, sh, exec, python or http.
     #[arg(long)]
     pub(crate) executor: Option<Executor>,

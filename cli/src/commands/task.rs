@@ -130,6 +130,19 @@ fn options(args: &PutArgs) -> Map<String, Value> {
     }
     set("on_failure", args.on_failure.as_ref().map(|w| json!(w)));
     set("on_loss", args.on_loss.as_ref().map(|w| json!(w)));
+    let mut rollout = Map::new();
+    for (name, amount) in [("batch", args.batch), ("max_failures", args.max_failures)] {
+        rollout.extend(amount.map(|a| (name.to_owned(), json!(a))));
+    }
+    rollout.extend(args.pause.map(|p| ("pause".to_owned(), json!(p))));
+    if let Some(size) = args.canary {
+        let mut canary = json!({"size": size});
+        if let Some(soak) = args.soak {
+            canary["soak"] = json!(soak);
+        }
+        rollout.insert("canary".to_owned(), canary);
+    }
+    set("rollout", (!rollout.is_empty()).then_some(Value::Object(rollout)));
     set("executor", args.executor.map(|e| json!(e)));
     set("user", args.user.as_ref().map(|u| json!(u)));
     set("cwd", args.cwd.as_ref().map(|c| json!(c)));

@@ -7,9 +7,12 @@ use crate::output::{
 };
 use comfy_table::{Cell, Color};
 use jiff::Timestamp;
-use meepo_core::task::{
-    Ask, Control, Counts, PartState, PartView, TaskState, TaskView, answer::TaskActed,
-    record::Outcome,
+use meepo_core::{
+    rollout::{Phase, Progress},
+    task::{
+        Ask, Control, Counts, PartState, PartView, TaskState, TaskView, answer::TaskActed,
+        record::Outcome,
+    },
 };
 
 /// Widest command in a list, in characters.
@@ -52,6 +55,9 @@ pub(crate) fn page(out: &Out, task: &TaskView, now: Timestamp) -> String {
     };
     line("state", format!("{}{held}", task.state));
     line("parts", counts(&task.counts));
+    if let Some(rollout) = &task.rollout {
+        line("roll-out", progress(rollout, now));
+    }
     line("where", place(task));
     let at = |t: Timestamp| format!("{} ({})", time::local(t), time::relative(t, now));
     line("submitted", at(task.submitted_at));
@@ -71,6 +77,23 @@ pub(crate) fn page(out: &Out, task: &TaskView, now: Timestamp) -> String {
     page.push('\n');
     page.push_str(&parts(out, task, now));
     page
+}
+
+/// As in `batch 2 of 5, 20 of 100 done, 1 failed; waits until 12:00:10 (in 10.0s)`.
+fn progress(p: &Progress, now: Timestamp) -> String {
+    let until = p.until.map(|t| format!("{} ({})", time::local(t), time::relative(t, now)));
+    let until = until.unwrap_or_default();
+    let doing = match p.phase {
+        Phase::Running | Phase::Done => String::new(),
+        Phase::Waiting => format!("; begins at {until}"),
+        Phase::Pausing => format!("; goes on at {until}"),
+        Phase::Paused => "; paused".to_owned(),
+        Phase::Stopped => {
+            let why = p.why.as_deref().unwrap_or("failures");
+            format!("; stopped: {why} (`meepo task resume` goes on)")
+        }
+    };
+    format!("{p}{doing}")
 }
 
 fn parts(out: &Out, task: &TaskView, now: Timestamp) -> String {

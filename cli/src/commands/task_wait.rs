@@ -17,6 +17,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use meepo_core::{
     code::Code,
     id::RunId,
+    rollout::Phase,
     task::{PartId, PartState, PartView, TaskRef, answer::TaskEvent},
 };
 use reqwest::Method;
@@ -102,7 +103,16 @@ impl Waiting<'_> {
                                 queue.push_back((node.to_owned(), run));
                             }
                         }
-                        TaskEvent::End(_) => over = true,
+                        TaskEvent::End(task) => {
+                            over = true;
+                            let stopped = task.rollout.filter(|r| r.phase == Phase::Stopped);
+                            if let Some(rollout) = stopped.filter(|_| out.is_table()) {
+                                out.note(&format!(
+                                    "the roll-out stopped: {rollout}; `meepo task resume {}` goes on",
+                                    task.id
+                                ));
+                            }
+                        }
                         TaskEvent::Error(e) if e.retry => {
                             events = None;
                             tokio::time::sleep(PAUSE).await;

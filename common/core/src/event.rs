@@ -125,6 +125,13 @@ events! {
     JobPaused = "job", "job.paused", "its schedule is not followed any more";
     JobResumed = "job", "job.resumed", "its schedule is followed again";
     JobDeleted = "job", "job.deleted", "a definition was deleted";
+    TaskCreated = "task", "task.created", "a task was handed in";
+    TaskPaused = "task", "task.paused", "somebody holds a task: no further part begins";
+    TaskResumed = "task", "task.resumed", "a task goes on, also a roll-out that had stopped";
+    TaskCancelled = "task", "task.cancelled", "what of a task has not begun never will";
+    TaskStopped = "task", "task.stopped", "a task is cancelled, and what has begun is ended";
+    TaskPart = "task", "task.part", "a part of a task is in another `state`; once a run of it has ended, `code` says how";
+    TaskEnded = "task", "task.ended", "a task is over and has gone to the log store";
     RunStarted = "run", "run.started", "a run began; those that end within 100 ms only have an end";
     RunEnded = "run", "run.ended", "a run ended; `state` and `code` say how";
     RunAway = "run", "run.away", "the worker that had the run is gone; how the run ends is not known yet";

@@ -8,11 +8,13 @@ use meepo_coord::{
 };
 use meepo_core::{
     api::CronId,
+    code::Code,
     event::{Event, What},
     id::{Name, NodeId, RunId},
     job::JobStatus,
     node::{DRAINED, Health},
     run::RunState,
+    task::{Control, Part, PartState, Task},
 };
 use serde_json::Value;
 use std::{
@@ -50,6 +52,9 @@ pub(super) trait Track: Send {
 pub(super) fn all() -> Vec<Box<dyn Track>> {
     vec![
         Box::new(Tracked::<Jobs>::default()),
+        Box::new(Tracked::<TreeJobs>::default()),
+        Box::new(Tracked::<Tasks>::default()),
+        Box::new(Tracked::<Parts>::default()),
         Box::new(Tracked::<Runs>::default()),
         Box::new(Tracked::<Nodes>::default()),
         Box::new(Tracked::<Online>::default()),
@@ -131,28 +136,116 @@ impl Projection for Jobs {
 
     fn tell(rest: &str, old: Option<&Definition>, new: Option<&Definition>) -> Vec<Event> {
         let Some(job) = name(rest) else { return Vec::new() };
-        let mut whats = Vec::new();
-        match (old, new) {
-            (None, _) => whats.push(What::JobCreated),
-            (_, None) => whats.push(What::JobDeleted),
-            (Some(old), Some(new)) => {
-                if old.rest != new.rest {
-                    whats.push(What::JobUpdated);
-                }
-                match (old.status, new.status) {
-                    (a, b) if a == b => {}
-                    (_, JobStatus::Pause) => whats.push(What::JobPaused),
-                    (_, JobStatus::Running) => whats.push(What::JobResumed),
-                }
+        let event = |what| Event::new(what).job(Some(job.clone()));
+        happened(old, new).into_iter().map(|(what, state)| Event { state, ..event(what) }).collect()
+    }
+}
+
+/// Definitions at places in the product tree.
+struct TreeJobs;
+
+impl Projection for TreeJobs {
+    type Known = Definition;
+    const PREFIX: &'static str = keys::TREE_JOBS;
+
+    fn read(value: &[u8], created: i64) -> Option<Definition> {
+        Jobs::read(value, created)
+    }
+
+    fn tell(rest: &str, old: Option<&Definition>, new: Option<&Definition>) -> Vec<Event> {
+        let Some((job, path)) = rest.split_once('/') else { return Vec::new() };
+        let message = Some(format!("at {path} in the product tree"));
+        let event = |what| Event { message: message.clone(), ..Event::new(what).job(name(job)) };
+        happened(old, new).into_iter().map(|(what, state)| Event { state, ..event(what) }).collect()
+    }
+}
+
+/// What became of a definition, with the status it has now.
+fn happened(old: Option<&Definition>, new: Option<&Definition>) -> Vec<(What, Option<String>)> {
+    let mut whats = Vec::new();
+    match (old, new) {
+        (None, _) => whats.push(What::JobCreated),
+        (_, None) => whats.push(What::JobDeleted),
+        (Some(old), Some(new)) => {
+            if old.rest != new.rest {
+                whats.push(What::JobUpdated);
+            }
+            match (old.status, new.status) {
+                (a, b) if a == b => {}
+                (_, JobStatus::Pause) => whats.push(What::JobPaused),
+                (_, JobStatus::Running) => whats.push(What::JobResumed),
             }
         }
-        let state = new.map(|n| match n.status {
-            JobStatus::Running => "running".to_owned(),
-            JobStatus::Pause => "pause".to_owned(),
-        });
-        let event =
-            |what| Event { state: state.clone(), ..Event::new(what).job(Some(job.clone())) };
-        whats.into_iter().map(event).collect()
+    }
+    let state = new.map(|n| match n.status {
+        JobStatus::Running => "running".to_owned(),
+        JobStatus::Pause => "pause".to_owned(),
+    });
+    whats.into_iter().map(|what| (what, state.clone())).collect()
+}
+
+/// Tasks that are not over.
+struct Tasks;
+
+impl Projection for Tasks {
+    type Known = (Control, u32);
+    const PREFIX: &'static str = keys::TASKS;
+
+    fn read(value: &[u8], _: i64) -> Option<(Control, u32)> {
+        decode::<Task>(value).ok().map(|t| (t.control, t.pardoned))
+    }
+
+    fn tell(rest: &str, old: Option<&(Control, u32)>, new: Option<&(Control, u32)>) -> Vec<Event> {
+        let what = match (old, new) {
+            (None, _) => What::TaskCreated,
+            (_, None) => What::TaskEnded,
+            (Some(old), Some(new)) if old == new => return Vec::new(),
+            (_, Some((control, _))) => match control {
+                Control::Active => What::TaskResumed,
+                Control::Paused => What::TaskPaused,
+                Control::Cancelled => What::TaskCancelled,
+                Control::Stopped => What::TaskStopped,
+            },
+        };
+        vec![Event { task: Some(rest.to_owned()), ..Event::new(what) }]
+    }
+}
+
+/// Their parts.
+struct Parts;
+
+/// How a part stands.
+struct PartKnown {
+    state: PartState,
+    node: Option<NodeId>,
+    code: Option<Code>,
+    since: Timestamp,
+}
+
+impl Projection for Parts {
+    type Known = PartKnown;
+    const PREFIX: &'static str = keys::PARTS;
+
+    fn read(value: &[u8], _: i64) -> Option<PartKnown> {
+        let part: Part = decode(value).ok()?;
+        let code = part.outcome.map(|o| o.code);
+        Some(PartKnown { state: part.state, node: part.node, code, since: part.since })
+    }
+
+    fn tell(rest: &str, old: Option<&PartKnown>, new: Option<&PartKnown>) -> Vec<Event> {
+        // They leave etcd with their task.
+        let Some(new) = new.filter(|n| old.is_none_or(|o| o.state != n.state)) else {
+            return Vec::new();
+        };
+        let Some((task, n)) = rest.split_once('/') else { return Vec::new() };
+        vec![Event {
+            at: Some(new.since),
+            task: Some(task.to_owned()),
+            part: n.parse().ok(),
+            node: new.node.clone(),
+            code: new.code.filter(|_| new.state != PartState::Reserved),
+            ..Event::new(What::TaskPart).state(new.state.as_str())
+        }]
     }
 }
 

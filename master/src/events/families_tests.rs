@@ -37,6 +37,7 @@ fn a_job_through_its_life() {
     ];
     assert_eq!(told("/meepo/jobs/a", &values), want);
     assert!(told("/meepo/jobs/a/b", &values).is_empty(), "a key that no job has");
+    assert_eq!(told("/meepo/treejobs/a/shop/cart", &values), want);
 }
 
 #[test]

@@ -62,5 +62,5 @@ fn filters_are_joined_by_and_their_choices_by_or() {
         assert_eq!(Filter::parse(Some(bad), None, None, None).unwrap_err().field, "kind", "{bad}");
     }
     let e = Filter::parse(Some("runs"), None, None, None).unwrap_err();
-    assert!(e.expected.starts_with("job, run, node, leader, or"), "{e}");
+    assert!(e.expected.starts_with("job, task, run, node, leader, or"), "{e}");
 }

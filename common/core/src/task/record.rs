@@ -11,6 +11,7 @@ use crate::{
     kill_plan::KillPlan,
     limits::{CgroupLimits, Rlimits, Umask},
     retry::Retry,
+    rollout::Rollout,
     run::RunState,
 };
 use jiff::Timestamp;
@@ -186,8 +187,7 @@ pub struct Policy {
     pub on_loss: OnLoss,
     /// In which portions parts are let go; see [`super::release`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
-    pub rollout: Option<Value>,
+    pub rollout: Option<Rollout>,
 }
 
 /// What somebody wants of a whole task.
@@ -254,6 +254,9 @@ pub struct Task {
     /// What is wanted of it.
     #[serde(default)]
     pub control: Control,
+    /// Of a roll-out: so many parts had failed when somebody last let it go on.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub pardoned: u32,
     /// Fields this version does not know.
     #[serde(flatten)]
     pub extra: BTreeMap<String, Value>,

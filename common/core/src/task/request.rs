@@ -16,6 +16,7 @@ use crate::{
     job::MAX_TIMEOUT,
     node::NodeInfo,
     retry::{self, Retry},
+    rollout::Rollout,
     run::to_millis,
     target::Target,
 };
@@ -90,8 +91,7 @@ pub struct TaskRequest {
     pub on_loss: Option<OnLoss>,
     /// In which portions parts are let go.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
-    pub rollout: Option<Value>,
+    pub rollout: Option<Rollout>,
     /// Fields that do not exist.
     #[serde(flatten)]
     #[cfg_attr(feature = "openapi", schema(ignore))]
@@ -238,10 +238,7 @@ impl TaskRequest {
                 return bad(field, "out of range", "a duration from 1s to a year");
             }
         }
-        if self.rollout.is_some() {
-            // Better refused than passed over.
-            return bad("rollout", "roll-outs are not there yet", "no `rollout`");
-        }
+        self.rollout.as_ref().map_or(Ok(()), Rollout::validate)?;
         self.retry.as_ref().map_or(Ok(()), Retry::validate)
     }
 
@@ -329,6 +326,7 @@ impl TaskRequest {
                 rollout: self.rollout.clone(),
             },
             control: Control::Active,
+            pardoned: 0,
             extra: BTreeMap::new(),
         })
     }

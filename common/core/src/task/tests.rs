@@ -1,5 +1,7 @@
 //! Lives of parts, from the request to the end.
 
+mod rollouts;
+
 use super::{
     dispatch::{Effect, Fleet, MOST, OVERDUE, OrderChange, Tasks, Worker, plan},
     end::MAX_LOSSES,

@@ -3,12 +3,14 @@
 use super::{
     id::{PartId, TaskId},
     record::{Ask, Control, Outcome, Part, PartRun, Policy, Task, TaskCommand},
+    release,
     state::PartState,
 };
 use crate::{
     code::Code,
     error::Invalid,
     id::{Name, NodeId},
+    rollout::{Phase, Progress},
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -260,6 +262,9 @@ pub struct TaskView {
     pub control: Control,
     /// How its parts are dealt with.
     pub policy: Policy,
+    /// How far its roll-out is; left out in lists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<Progress>,
     /// What to run; left out in lists.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub commands: Vec<TaskCommand>,
@@ -297,6 +302,7 @@ impl TaskView {
             counts,
             control: task.control,
             policy: task.policy.clone(),
+            rollout: None,
             commands: Vec::new(),
             parts: Vec::new(),
         }
@@ -306,5 +312,25 @@ impl TaskView {
     #[must_use]
     pub fn without_parts(self) -> Self {
         Self { commands: Vec::new(), parts: Vec::new(), ..self }
+    }
+
+    /// With how far its roll-out is.
+    #[must_use]
+    pub fn with_rollout<'a>(
+        self,
+        task: &Task,
+        part: impl Fn(PartId) -> Option<&'a Part>,
+        now: Timestamp,
+    ) -> Self {
+        let part = |n| part(PartId { task: task.id, n });
+        Self { rollout: release::progress(task, part, now), ..self }
+    }
+
+    /// Whether nothing more comes without somebody's doing.
+    pub fn rests(&self) -> bool {
+        let c = &self.counts;
+        let stopped = self.rollout.as_ref().is_some_and(|r| r.phase == Phase::Stopped);
+        let under_way = c.delayed + c.ready + c.reserved > 0;
+        self.state.is_final() || self.state == TaskState::Buried || (stopped && !under_way)
     }
 }

@@ -22,10 +22,11 @@ use meepo_core::{
         Control, Order, Part, PartId, PartState, Task, TaskId, TaskRef, Verb,
         answer::{ActRequest, MAX_REFUSALS, PartRefusal, TaskActed},
         dispatch::OrderChange,
+        release,
         verb::Done,
     },
 };
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 use tracing::info;
 
 /// How often a change is tried again that others came before.
@@ -94,8 +95,12 @@ impl Ops {
                 _ => Control::Active,
             };
             let mut revision = None;
-            if task.control != control {
-                task.control = control;
+            let pardoned = match verb {
+                Verb::Resume if task.policy.rollout.is_some() => self.failures(&task).await?,
+                _ => task.pardoned,
+            };
+            if (task.control, task.pardoned) != (control, pardoned) {
+                (task.control, task.pardoned) = (control, pardoned);
                 let same =
                     Compare::mod_revision(keys::task(id), CompareOp::Equal, entry.mod_revision);
                 let put = TxnOp::put(keys::task(id), encode(&task), None);
@@ -109,6 +114,18 @@ impl Ops {
             return control_answer(id, verb, control, &task, &parts);
         }
         Err(busy(id))
+    }
+
+    /// So many of its parts have failed: who lets a roll-out go on has seen them.
+    async fn failures(&self, task: &Task) -> ApiResult<u32> {
+        let (entries, _) = self.etcd.list(&keys::parts_of(task.id), None).await?;
+        let mut parts = BTreeMap::new();
+        for entry in entries {
+            if let Some(id) = keys::part_of(&entry.key) {
+                parts.insert(id.n, decode::<Part>(&entry.value)?);
+            }
+        }
+        Ok(release::failures(task, |n| parts.get(&n)))
     }
 
     async fn act_on_parts(

@@ -4,9 +4,10 @@ use crate::{
     error::{ApiError, ApiResult},
     ops::Ops,
 };
+use jiff::Timestamp;
 use meepo_core::{
     code::Code,
-    task::{PartId, PartState, PartView, TaskRef, TaskState, TaskView, answer::TaskEvent},
+    task::{PartId, PartState, PartView, TaskRef, TaskView, answer::TaskEvent},
 };
 use std::{collections::HashMap, time::Duration};
 use tokio::{sync::mpsc, time::Instant};
@@ -23,11 +24,6 @@ type Told = (PartState, u32, bool, bool);
 
 fn told(part: &PartView) -> Told {
     (part.state, part.attempt, part.begun_at.is_some(), part.ask.is_some())
-}
-
-/// Whether nothing more comes without somebody's doing.
-fn rests(state: TaskState) -> bool {
-    state.is_final() || state == TaskState::Buried
 }
 
 impl Ops {
@@ -100,7 +96,7 @@ impl Follower {
     /// Whether nothing more comes of what is followed.
     fn parts_over(&self, view: &TaskView) -> bool {
         match self.what {
-            TaskRef::Task(_) => rests(view.state),
+            TaskRef::Task(_) => view.rests(),
             TaskRef::Part(id) => {
                 let rests = |s: PartState| s.is_final() || s == PartState::Buried;
                 view.parts.iter().any(|p| p.id == id && rests(p.state))
@@ -113,7 +109,8 @@ impl Follower {
         let board = self.ops.board.read();
         let task = &board.tasks.get(&self.what.task())?.value;
         let part = |id: PartId| board.parts.get(&id).map(|p| &p.value);
-        let mut view = TaskView::summary(task, part);
+        let now = Timestamp::now();
+        let mut view = TaskView::summary(task, part).with_rollout(task, part, now);
         let parts = board.parts_of(task.id).filter(|(id, _)| self.what.means(id.n));
         let views = parts.filter_map(|(id, p)| PartView::new(task, id, Some(&p.value)));
         view.parts = views.filter(|p| self.told.get(&p.id.n) != Some(&told(p))).collect();

@@ -4,6 +4,7 @@ use crate::{
     error::{ApiError, ApiResult},
     ops::Ops,
 };
+use jiff::Timestamp;
 use meepo_coord::{keys, records::decode};
 use meepo_core::{
     code::Code,
@@ -40,7 +41,9 @@ impl Found {
     }
 
     fn view(&self) -> TaskView {
-        TaskView::new(&self.task.value, |id: PartId| self.part(id.n))
+        let part = |id: PartId| self.part(id.n);
+        let task = &self.task.value;
+        TaskView::new(task, part).with_rollout(task, part, Timestamp::now())
     }
 }
 
