@@ -3,6 +3,7 @@
 use crate::{
     error::{ApiError, ApiResult},
     ops::Ops,
+    tasks::Version,
 };
 use jiff::Timestamp;
 use meepo_core::{
@@ -10,7 +11,10 @@ use meepo_core::{
     task::{PartId, PartState, PartView, TaskRef, TaskView, answer::TaskEvent},
 };
 use std::{collections::HashMap, time::Duration};
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 
 /// Events on their way to the caller.
 const BACKLOG: usize = 256;
@@ -30,10 +34,13 @@ impl Ops {
     /// Tells what happens to a task, or to one part of it, until all of it has ended or is
     /// buried. First what stands now.
     pub async fn follow_task(&self, what: TaskRef) -> ApiResult<mpsc::Receiver<TaskEvent>> {
+        // What changes while the task is read must wake the follower: with a roll-out that
+        // stops, nothing may come after it.
+        let changes = self.board.changes();
         let view = self.get_task(what).await?;
         let (tx, rx) = mpsc::channel(BACKLOG);
         let follower = Follower { ops: self.clone(), what, told: HashMap::new(), tx };
-        tokio::spawn(follower.run(view));
+        tokio::spawn(follower.run(view, changes));
         Ok(rx)
     }
 }
@@ -49,13 +56,16 @@ struct Follower {
 struct Gone;
 
 impl Follower {
-    async fn run(mut self, view: TaskView) {
+    async fn run(mut self, view: TaskView, changes: watch::Receiver<Version>) {
         // The caller being gone is the one end nobody needs to hear of.
-        let _ = self.tell(view).await;
+        let _ = self.tell(view, changes).await;
     }
 
-    async fn tell(&mut self, view: TaskView) -> Result<(), Gone> {
-        let mut changes = self.ops.board.changes();
+    async fn tell(
+        &mut self,
+        view: TaskView,
+        mut changes: watch::Receiver<Version>,
+    ) -> Result<(), Gone> {
         self.send(TaskEvent::Start(Box::new(view.clone().without_parts()))).await?;
         let mut unknown_since = None;
         let mut next = Some(view);
