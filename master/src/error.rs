@@ -2,7 +2,7 @@
 
 use axum::{
     Json,
-    http::StatusCode,
+    http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
 use meepo_coord::CoordError;
@@ -13,7 +13,7 @@ use meepo_core::{
 };
 use meepo_logstore::StoreError;
 use tonic::{Status, metadata::MetadataValue};
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
 /// What the caller is told.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -34,6 +34,16 @@ impl ApiError {
             expected: None,
             retry: code.retryable(),
         })
+    }
+
+    /// After how many seconds it is worth asking again, where it can be of use at all.
+    pub fn retry_after(&self) -> Option<u32> {
+        match self.status() {
+            StatusCode::TOO_MANY_REQUESTS => Some(1),
+            // Another leads, or a breaker lets a call through, after some seconds.
+            StatusCode::SERVICE_UNAVAILABLE => Some(2),
+            _ => None,
+        }
     }
 
     /// There is no such thing.
@@ -68,6 +78,10 @@ impl From<Invalid> for ApiError {
 
 impl From<CoordError> for ApiError {
     fn from(e: CoordError) -> Self {
+        if e.outcome_unknown() {
+            warn!(error = %e, "it is not known whether a request took effect");
+            return Self::new(Code::UNKNOWN_OUTCOME, Code::UNKNOWN_OUTCOME.meaning());
+        }
         if e.retryable() {
             debug!(error = %e, "etcd did not serve a request");
             return Self::new(Code::ETCD, "etcd cannot be reached or has no leader");
@@ -94,7 +108,12 @@ impl From<StoreError> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        (self.status(), Json(ErrorBody { error: self.0 })).into_response()
+        let retry = self.retry_after();
+        let mut response = (self.status(), Json(ErrorBody { error: self.0 })).into_response();
+        if let Some(seconds) = retry {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
+        response
     }
 }
 
@@ -113,6 +132,7 @@ impl From<ApiError> for Status {
             StatusCode::INTERNAL_SERVER_ERROR => tonic::Code::Internal,
             _ => tonic::Code::InvalidArgument,
         };
+        let retry = e.retry_after();
         let info = e.0;
         let message = match (&info.field, &info.expected) {
             (Some(field), Some(expected)) => {
@@ -123,6 +143,9 @@ impl From<ApiError> for Status {
         let mut status = Status::new(code, message);
         let metadata = status.metadata_mut();
         metadata.insert("meepo-code", MetadataValue::from(info.code.0));
+        if let Some(seconds) = retry {
+            metadata.insert("retry-after", MetadataValue::from(seconds));
+        }
         // Texts that do not fit into a header stand in the message all the same.
         for (key, text) in [("meepo-field", info.field), ("meepo-expected", info.expected)] {
             if let Some(value) = text.and_then(|t| t.parse().ok()) {

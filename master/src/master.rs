@@ -3,8 +3,11 @@
 use crate::{
     config::Config,
     events::Events,
-    grpc, http, lost,
+    grpc, http,
+    limits::Limits,
+    lost,
     metrics::Metrics,
+    mismatches,
     ops::Ops,
     reconcile, rerun,
     sessions::Sessions,
@@ -21,12 +24,18 @@ use meepo_coord::{
 use meepo_logstore::LogStore;
 use meepo_runtime::{OnError, Tasks, backoff::Backoff};
 use std::{net::SocketAddr, sync::Arc, time::Duration};
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    sync::watch,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 /// Longest time the tasks may take to end.
 const TASKS_END: Duration = Duration::from_secs(5);
+/// Connections that may wait to be accepted. Beyond that the kernel drops them, and a
+/// client tries again after one second, then three, then seven.
+const BACKLOG: u32 = 4096;
 
 /// What a worker that has lost its lease takes to end what it may no longer run, beyond the
 /// time to live of a lease.
@@ -49,8 +58,8 @@ impl Master {
     /// # Errors
     /// When something local is wrong: the settings, the ports.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
-        let http_listener = bind(config.http, "the HTTP API", "--http (MEEPO_HTTP)").await?;
-        let grpc_listener = bind(config.grpc, "gRPC", "--grpc (MEEPO_GRPC)").await?;
+        let http_listener = bind(config.http, "the HTTP API", "--http (MEEPO_HTTP)")?;
+        let grpc_listener = bind(config.grpc, "gRPC", "--grpc (MEEPO_GRPC)")?;
         let (http, grpc) = (http_listener.local_addr()?, grpc_listener.local_addr()?);
         if config.logs.starts_with("sqlite:") {
             std::fs::create_dir_all(&config.data_dir)
@@ -103,7 +112,7 @@ impl Master {
         let events = Events::new(etcd.clone(), metrics.clone());
         tasks.spawn("events", OnError::Shutdown, events.clone().keep(stop.clone()));
         let ops = Ops {
-            etcd: etcd.clone(),
+            etcd: etcd.for_requests(),
             store: store.clone(),
             view: view.clone(),
             board: board.clone(),
@@ -111,6 +120,8 @@ impl Master {
             sessions: Sessions::default(),
             events,
             leadership: leadership.clone(),
+            leader: Arc::default(),
+            limits: Limits::new(metrics.clone()),
             metrics,
         };
         let leader = Leader {
@@ -142,6 +153,8 @@ impl Master {
         tasks.spawn("lost runs again", OnError::Shutdown, again);
         let marking = lost::run(store, view, leadership.clone(), stop.clone());
         tasks.spawn("lost runs", OnError::Shutdown, marking);
+        let comparing = mismatches::run(ops.clone(), config.lease_ttl, stop.clone());
+        tasks.spawn("mismatches", OnError::Shutdown, comparing);
         tasks.spawn("leadership", OnError::Shutdown, follow_leadership(ops.clone(), stop.clone()));
         tasks.spawn(
             "http",
@@ -169,8 +182,17 @@ impl Master {
     }
 }
 
-async fn bind(address: SocketAddr, what: &str, setting: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
+fn bind(address: SocketAddr, what: &str, setting: &str) -> anyhow::Result<TcpListener> {
+    let listen = || {
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().with_context(|| {
         format!("cannot listen on {address} for {what}; choose another address with {setting}")
     })
 }

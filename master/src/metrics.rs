@@ -14,10 +14,26 @@ pub struct Request {
     pub status: u32,
 }
 
+/// Labels of a circuit breaker.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Dependency {
+    /// `etcd`, `log_store` or `leader`.
+    pub of: String,
+}
+
+/// Labels of a mismatch.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Mismatch {
+    /// Its name in [`meepo_core::mismatch::TABLE`].
+    pub kind: String,
+}
+
 meepo_runtime::metrics! {
     /// What the master counts.
     pub Metrics, "meepo_master";
     requests: Family<Request, Counter> = "http_requests", "Requests by method and status";
+    turned_away: Counter = "requests_turned_away", "Requests beyond what is served at once";
+    breaker: Family<Dependency, Gauge> = "breaker", "Circuit breakers: 0 closed, 1 about to try, 2 open";
     leading: Gauge = "leading", "1 while this master leads";
     sessions: Gauge = "sessions", "Workers with a session to this master";
     placements: Counter = "placements", "Assignments written or deleted";
@@ -27,5 +43,6 @@ meepo_runtime::metrics! {
     events: Counter = "events", "Events told by what changes in etcd";
     listeners: Gauge = "event_listeners", "Those who listen to events now";
     listeners_cut: Counter = "event_listeners_cut", "Listeners that were cut off because they were too slow";
+    reconciled: Family<Mismatch, Counter> = "reconciled", "Mismatches between workers and records, by kind, that were dealt with";
     received: Counter = "received_items", "Runs and pieces of output taken for the log store";
 }

@@ -3,7 +3,7 @@
 //! Memory is bounded: a subscriber that reads too slowly misses events and asks the
 //! worker for them again, which keeps a run's output up to its limit anyway.
 
-mod beats;
+pub mod beats;
 
 pub use beats::{Beat, live_from};
 
@@ -189,6 +189,11 @@ impl Sessions {
             warn!(%node, "the worker does not take its orders");
         }
         sent.is_ok()
+    }
+
+    /// Asks a worker to read all its assignments anew.
+    pub fn compare(&self, node: &NodeId) {
+        self.order(node, Order::Compare(pb::Compare {}));
     }
 
     /// Hands on what a worker sent.

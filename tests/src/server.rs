@@ -106,9 +106,9 @@ pub(crate) async fn ready(process: &Process, http: u16) -> bool {
             assert!(log.contains("in use"), "{} ended while it started", process.spec().name);
             return Ok(false);
         }
-        match api.try_http("GET", "/readyz", None).await? {
+        match api.try_http("GET", "/readyz/all", None).await? {
             (200, _) => Ok(true),
-            (status, body) => Err(format!("/readyz answers {status} {body}")),
+            (status, body) => Err(format!("/readyz/all answers {status} {body}")),
         }
     })
     .await

@@ -281,7 +281,7 @@ async fn a_job_goes_through_its_life() {
 async fn health_and_metrics_are_for_machines() {
     let server = server().await;
     let api: Api = server.api();
-    for (path, want) in [("/healthz", "ok\n"), ("/readyz", "ready\n")] {
+    for (path, want) in [("/healthz", "ok\n"), ("/readyz", "ready\n"), ("/readyz/all", "ready\n")] {
         assert_eq!(api.get(path).await, (200, want.into()), "{path}");
     }
     api.get("/v1/nodes").await;

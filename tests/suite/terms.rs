@@ -150,7 +150,8 @@ async fn a_worker_refuses_orders_of_an_older_term() {
 /// A leader in the same process, which believes what it is told.
 fn place(coord: &Coord, term: i64, metrics: &Arc<Metrics>) -> Vec<AbortOnDropHandle<()>> {
     let (view, stop) = (View::new(), CancellationToken::new());
-    let (tx, leadership) = watch::channel(Leadership { leader: None, mine: Some(term) });
+    let (tx, leadership) =
+        watch::channel(Leadership { leader: None, mine: Some(term), until: None });
     let following = view.clone().keep(coord.clone(), stop.clone());
     let placing = reconcile::run(coord.clone(), view, leadership, metrics.clone(), stop);
     let placing = async move {

@@ -32,7 +32,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{Notify, Semaphore, mpsc, watch},
     time::Instant,
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -48,6 +48,7 @@ pub async fn keep(
     engine: Arc<Engine>,
     me: Identity,
     pulse: Pulse,
+    compare: Arc<Notify>,
     link: MasterLink,
     mut registration: watch::Receiver<Registration>,
     stop: CancellationToken,
@@ -77,6 +78,7 @@ pub async fn keep(
             engine: engine.clone(),
             me: me.clone(),
             pulse: pulse.clone(),
+            compare: compare.clone(),
             places: places.clone(),
             follows: Arc::default(),
         };
@@ -114,6 +116,8 @@ struct Session {
     engine: Arc<Engine>,
     me: Identity,
     pulse: Pulse,
+    /// Makes the agent read its assignments anew.
+    compare: Arc<Notify>,
     places: Arc<Semaphore>,
     /// What the master follows; dropping a guard ends it.
     follows: Follows,
@@ -181,6 +185,10 @@ impl Session {
                 if let Ok(run_id) = unfollow.run_id.parse::<RunId>() {
                     self.lock().remove(&run_id);
                 }
+            }
+            Order::Compare(_) => {
+                info!("the master asks to read all assignments anew");
+                self.compare.notify_one();
             }
             Order::Kill(kill) => {
                 if let Ok(run_id) = kill.run_id.parse()

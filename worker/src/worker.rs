@@ -42,7 +42,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{
     net::TcpListener,
     runtime::Handle,
-    sync::{mpsc, oneshot, watch as cell},
+    sync::{Notify, mpsc, oneshot, watch as cell},
 };
 use tracing::{info, warn};
 
@@ -233,12 +233,13 @@ impl Worker {
                 .await?;
         agent.adopt(survivors);
         let (batches_tx, batches) = mpsc::channel(64);
+        let compare = Arc::new(Notify::new());
         let prefixes =
             vec![keys::assignments_of(&node), keys::triggers_of(&node), keys::kills_of(&node)];
         let watching = watch::watch(
             etcd.clone(),
             prefixes,
-            watch::Options::default(),
+            watch::Options { asked: compare.clone(), ..watch::Options::default() },
             batches_tx,
             intake.token(),
         );
@@ -287,7 +288,7 @@ impl Worker {
         intake.spawn(
             "session",
             OnError::Shutdown,
-            session::keep(engine.clone(), me, pulse, link, registration, intake.token()),
+            session::keep(engine.clone(), me, pulse, compare, link, registration, intake.token()),
         );
         Ok(Self { node, engine, sink, asked, stage, intake, base })
     }

@@ -26,6 +26,18 @@ pub struct Leadership {
     pub leader: Option<(LeaderRecord, i64)>,
     /// This process leads with this term, for certain.
     pub mine: Option<i64>,
+    /// … until then on its monotonic clock, which goes on while a process is stopped.
+    /// Nobody is woken when a renewal only moves it. `None`: as long as `mine` says.
+    pub until: Option<Instant>,
+}
+
+impl Leadership {
+    /// The term with which this process leads at this very moment. A process that was
+    /// stopped for a while learns here that its time is over, before anything has woken
+    /// it to say so.
+    pub fn term(&self) -> Option<i64> {
+        self.mine.filter(|_| self.until.is_none_or(|until| Instant::now() < until))
+    }
 }
 
 /// Follows who leads, without standing for election.
@@ -38,7 +50,7 @@ pub async fn observe(etcd: Etcd, out: state::Sender<Leadership>, stop: Cancellat
                 Some(leader) => leader,
                 None => continue,
             };
-            let state = Leadership { leader, mine: None };
+            let state = Leadership { leader, mine: None, until: None };
             // A full comparison that finds nothing new must not disturb anybody.
             out.send_if_modified(|old| {
                 let changed = *old != state;
@@ -82,7 +94,9 @@ pub async fn campaign(
                 _ => None,
             };
             let mine = ours.filter(|_| held.id().is_some() && held.id() == bound);
-            let state = Leadership { leader: there.clone().flatten(), mine };
+            // A record of our own under a lease that is over: nobody leads.
+            let leader = there.clone().flatten().filter(|_| ours.is_none() || mine.is_some());
+            let state = Leadership { leader, mine, until: mine.map(|_| until) };
             out.send_if_modified(|old| {
                 if old.mine != state.mine {
                     match state.mine {
@@ -90,7 +104,7 @@ pub async fn campaign(
                         None => info!("this master does not lead any more"),
                     }
                 }
-                let changed = *old != state;
+                let changed = (&old.leader, old.mine) != (&state.leader, state.mine);
                 *old = state;
                 changed
             });
@@ -195,5 +209,21 @@ fn read(entry: Entry) -> Option<(LeaderRecord, i64)> {
             };
             Some((record, entry.create_revision))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leadership_ends_by_the_clock_also_while_nobody_says_so() {
+        let now = Instant::now();
+        let of = |mine, until| Leadership { leader: None, mine, until }.term();
+        let later = now + Duration::from_secs(60);
+        assert_eq!(of(Some(7), Some(later)), Some(7));
+        assert_eq!(of(Some(7), Some(now)), None);
+        assert_eq!(of(Some(7), None), Some(7));
+        assert_eq!(of(None, Some(later)), None);
     }
 }

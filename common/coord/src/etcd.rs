@@ -2,13 +2,28 @@
 
 use etcd_client::{
     Client, Compare, CompareOp, ConnectOptions, GetOptions, KeyValue, KvClient, PutOptions, Txn,
-    TxnOp, TxnOpResponse, WatchClient,
+    TxnOp, TxnOpResponse, TxnResponse, WatchClient,
 };
-use std::{future::Future, time::Duration};
+use meepo_core::breaker::{Breaker, State};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 use tonic::Code;
 
 /// Longest time a unary call may take.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// … while somebody waits for the answer of a request; see [`Etcd::for_requests`].
+pub const REQUEST_TIMEOUT: Duration = Duration::from_millis(2500);
+/// Longest time for which requests are refused without asking etcd, and half of it again.
+const BREAKER_CAP: Duration = Duration::from_secs(8);
+/// How often a call is made that does not arrive, and the wait after the first time.
+const TRIES: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(10);
+/// Calls that only read.
+const READS: [&str; 3] = ["get", "list", "watch"];
 /// Keys read at once when listing.
 pub const PAGE: i64 = 500;
 /// Largest answer taken. tonic's own limit of 4 MiB is less than a page of large
@@ -24,12 +39,24 @@ pub const MAX_TXN_OPS: usize = 128;
 #[derive(Debug, thiserror::Error)]
 pub enum CoordError {
     /// No answer in time; whether the call took effect is not known.
-    #[error("{op} {key}: no answer from etcd within {CALL_TIMEOUT:?}")]
+    #[error("{op} {key}: no answer from etcd within {waited:?}")]
     Timeout {
         /// What was tried.
         op: &'static str,
         /// On which key.
         key: String,
+        /// For so long.
+        waited: Duration,
+    },
+    /// etcd did not answer the last calls. This one was not made.
+    #[error("{op} {key}: etcd did not answer lately and is not asked again for {retry_in:?}")]
+    Away {
+        /// What was wanted.
+        op: &'static str,
+        /// On which key.
+        key: String,
+        /// When it is worth asking again.
+        retry_in: Duration,
     },
     /// What should lead to etcd does not.
     #[error(
@@ -69,6 +96,18 @@ impl CoordError {
             if status.code() == Code::OutOfRange && status.message().contains("compacted"))
     }
 
+    /// Whether it is not known if the call took effect: it was a write, it may have
+    /// reached etcd, and etcd did not say that it refused it.
+    pub fn outcome_unknown(&self) -> bool {
+        match self {
+            Self::Timeout { op, .. } => !READS.contains(op),
+            Self::Etcd { op, source, .. } => {
+                !READS.contains(op) && !never_arrived(source) && is_away(source)
+            }
+            Self::Away { .. } | Self::Endpoint { .. } | Self::LeaseLost { .. } => false,
+        }
+    }
+
     /// Whether the same call may succeed later.
     pub fn retryable(&self) -> bool {
         let Self::Etcd { source, .. } = self else { return !matches!(self, Self::Endpoint { .. }) };
@@ -84,6 +123,33 @@ impl CoordError {
             _ => true,
         }
     }
+}
+
+/// Whether the error says that etcd, or its quorum, cannot be reached.
+fn is_away(e: &etcd_client::Error) -> bool {
+    match e {
+        etcd_client::Error::GRpcStatus(status) => matches!(
+            status.code(),
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown
+        ),
+        etcd_client::Error::IoError(_) | etcd_client::Error::TransportError(_) => true,
+        _ => false,
+    }
+}
+
+/// Whether the call cannot have reached the quorum: there was no connection, or the
+/// member that was asked knew of no leader and said so without trying.
+fn never_arrived(e: &etcd_client::Error) -> bool {
+    let etcd_client::Error::GRpcStatus(status) = e else { return false };
+    let mut cause = std::error::Error::source(status);
+    while let Some(e) = cause {
+        if e.is::<tonic::ConnectError>() {
+            return true;
+        }
+        cause = e.source();
+    }
+    // The words of etcd's rpctypes.ErrGRPCNoLeader and ErrGRPCTooManyRequests.
+    ["etcdserver: no leader", "etcdserver: too many requests"].contains(&status.message())
 }
 
 /// A key with its value.
@@ -123,6 +189,9 @@ pub enum Cas {
 #[derive(Clone)]
 pub struct Etcd {
     client: Client,
+    breaker: Arc<Mutex<Breaker>>,
+    /// Somebody waits for the answer of a request.
+    requests: bool,
 }
 
 impl Etcd {
@@ -143,7 +212,25 @@ impl Etcd {
         let client = Client::connect(endpoints, Some(options))
             .await
             .map_err(|e| CoordError::new("connect to", &endpoints.join(","), e))?;
-        Ok(Self { client })
+        let breaker = Arc::new(Mutex::new(Breaker::new(BREAKER_CAP)));
+        Ok(Self { client, breaker, requests: false })
+    }
+
+    /// The same connection for those who serve requests: calls are given up after
+    /// [`REQUEST_TIMEOUT`], and refused at once while etcd does not answer. What works in
+    /// the background tries on by its own back-off, and ends that by its first success.
+    pub fn for_requests(&self) -> Self {
+        Self { requests: true, ..self.clone() }
+    }
+
+    /// Whether requests are refused at the moment.
+    pub fn breaker(&self) -> State {
+        self.lock().state(Instant::now())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Breaker> {
+        // Nothing is left half done while it is held.
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The client itself, for streams.
@@ -159,22 +246,59 @@ impl Etcd {
         self.client.kv_client().max_decoding_message_size(MAX_ANSWER)
     }
 
-    pub(crate) async fn call<T>(
+    /// Calls come in boxes: what awaits several of them, one inside the other, would
+    /// otherwise be as large as all of them, for every request under way.
+    ///
+    /// A call that cannot have arrived is made again at once: with one of several members
+    /// down, the channel hands it to another sooner or later, and likes the dead one best,
+    /// as that is always free.
+    pub(crate) async fn call<T, F: Future<Output = Result<T, etcd_client::Error>>>(
         &self,
         op: &'static str,
         key: &str,
-        call: impl Future<Output = Result<T, etcd_client::Error>>,
+        call: impl Fn() -> F,
     ) -> Result<T, CoordError> {
-        match tokio::time::timeout(CALL_TIMEOUT, call).await {
-            Ok(result) => result.map_err(|e| CoordError::new(op, key, e)),
-            Err(_) => Err(CoordError::Timeout { op, key: key.to_owned() }),
+        if self.requests {
+            let allowed = self.lock().allow(Instant::now());
+            allowed.map_err(|retry_in| CoordError::Away { op, key: key.to_owned(), retry_in })?;
         }
+        let waited = if self.requests { REQUEST_TIMEOUT } else { CALL_TIMEOUT };
+        let tries = async {
+            for n in 1..TRIES {
+                match call().await {
+                    Err(e) if never_arrived(&e) => tokio::time::sleep(PAUSE * n).await,
+                    result => return result,
+                }
+            }
+            call().await
+        };
+        let result = match tokio::time::timeout(waited, tries).await {
+            Ok(result) => result.map_err(|e| CoordError::new(op, key, e)),
+            Err(_) => Err(CoordError::Timeout { op, key: key.to_owned(), waited }),
+        };
+        let away = match &result {
+            Err(CoordError::Timeout { .. }) => true,
+            Err(CoordError::Etcd { source, .. }) => is_away(source),
+            _ => false,
+        };
+        let mut breaker = self.lock();
+        if away {
+            breaker.failure(Instant::now(), dice());
+        } else {
+            breaker.success();
+        }
+        drop(breaker);
+        result
     }
 
     /// The value of a key.
     pub async fn get(&self, key: &str) -> Result<Option<Entry>, CoordError> {
-        let mut kv = self.kv();
-        let response = self.call("get", key, kv.get(key, None)).await?;
+        let kv = self.kv();
+        let get = || {
+            let (mut kv, key) = (kv.clone(), key.to_owned());
+            Box::pin(async move { kv.get(key, None).await })
+        };
+        let response = self.call("get", key, get).await?;
         Ok(response.kvs().first().map(Entry::from_kv))
     }
 
@@ -184,9 +308,9 @@ impl Etcd {
         let mut found = Vec::new();
         for some in keys.chunks(MAX_TXN_OPS) {
             let gets: Vec<TxnOp> = some.iter().map(|k| TxnOp::get(k.as_str(), None)).collect();
-            let mut kv = self.kv();
+            let kv = self.kv();
             let txn = Txn::new().and_then(gets);
-            let response = self.call("get", &some[0], kv.txn(txn)).await?;
+            let response = self.call("get", &some[0], transaction(&kv, &txn)).await?;
             found.extend(response.op_responses().iter().flat_map(|r| match r {
                 TxnOpResponse::Get(get) => get.kvs().iter().map(Entry::from_kv).collect(),
                 _ => Vec::new(),
@@ -202,9 +326,14 @@ impl Etcd {
         value: Vec<u8>,
         lease: Option<i64>,
     ) -> Result<i64, CoordError> {
-        let mut kv = self.kv();
+        let kv = self.kv();
         let options = lease.map(|id| PutOptions::new().with_lease(id));
-        let response = self.call("put", key, kv.put(key, value, options)).await?;
+        let put = || {
+            let (mut kv, key) = (kv.clone(), key.to_owned());
+            let (value, options) = (value.clone(), options.clone());
+            Box::pin(async move { kv.put(key, value, options).await })
+        };
+        let response = self.call("put", key, put).await?;
         Ok(response.header().map_or(0, |h| h.revision()))
     }
 
@@ -223,8 +352,12 @@ impl Etcd {
 
     /// Deletes a key. Answers whether there was one.
     pub async fn delete(&self, key: &str) -> Result<bool, CoordError> {
-        let mut kv = self.kv();
-        let response = self.call("delete", key, kv.delete(key, None)).await?;
+        let kv = self.kv();
+        let delete = || {
+            let (mut kv, key) = (kv.clone(), key.to_owned());
+            Box::pin(async move { kv.delete(key, None).await })
+        };
+        let response = self.call("delete", key, delete).await?;
         Ok(response.deleted() > 0)
     }
 
@@ -259,8 +392,8 @@ impl Etcd {
             .when([Compare::mod_revision(key, CompareOp::Equal, expect)])
             .and_then(ops)
             .or_else([TxnOp::get(key, None)]);
-        let mut kv = self.kv();
-        let response = self.call("compare and put", key, kv.txn(txn)).await?;
+        let kv = self.kv();
+        let response = self.call("compare and put", key, transaction(&kv, &txn)).await?;
         if response.succeeded() {
             return Ok(Cas::Done(response.header().map_or(0, |h| h.revision())));
         }
@@ -284,8 +417,8 @@ impl Etcd {
     /// Performs a transaction as it stands. Answers its revision if the comparison
     /// held.
     pub async fn txn(&self, what: &str, txn: Txn) -> Result<Option<i64>, CoordError> {
-        let mut kv = self.kv();
-        let response = self.call("transaction", what, kv.txn(txn)).await?;
+        let kv = self.kv();
+        let response = self.call("transaction", what, transaction(&kv, &txn)).await?;
         Ok(response.succeeded().then(|| response.header().map_or(0, |h| h.revision())))
     }
 
@@ -296,14 +429,18 @@ impl Etcd {
         prefix: &str,
         at: Option<i64>,
     ) -> Result<(Vec<Entry>, i64), CoordError> {
-        let mut kv = self.kv();
+        let kv = self.kv();
         let end = prefix_end(prefix);
         let (mut from, mut revision) = (prefix.as_bytes().to_vec(), at.unwrap_or(0));
         let mut entries = Vec::new();
         loop {
             let options =
                 GetOptions::new().with_range(end.clone()).with_limit(PAGE).with_revision(revision);
-            let page = self.call("list", prefix, kv.get(from, Some(options))).await?;
+            let get = || {
+                let (mut kv, from, options) = (kv.clone(), from.clone(), options.clone());
+                Box::pin(async move { kv.get(from, Some(options)).await })
+            };
+            let page = self.call("list", prefix, get).await?;
             if revision == 0 {
                 revision = page.header().map_or(0, |h| h.revision());
             }
@@ -320,12 +457,34 @@ impl Etcd {
 
     /// Grants a lease that nobody keeps alive: it ends after `ttl`.
     pub async fn grant(&self, ttl: Duration) -> Result<i64, CoordError> {
-        let mut lease = self.client.lease_client();
+        let lease = self.client.lease_client();
         // etcd counts whole seconds; a lease must not end before we think it does.
         let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
         let seconds = i64::try_from(seconds).unwrap_or(i64::MAX).max(1);
-        Ok(self.call("grant", "lease", lease.grant(seconds, None)).await?.id())
+        let grant = || {
+            let mut lease = lease.clone();
+            Box::pin(async move { lease.grant(seconds, None).await })
+        };
+        Ok(self.call("grant", "lease", grant).await?.id())
     }
+}
+
+/// The call that performs a transaction.
+fn transaction<'a>(
+    kv: &'a KvClient,
+    txn: &'a Txn,
+) -> impl Fn() -> Pin<Box<dyn Future<Output = Result<TxnResponse, etcd_client::Error>> + Send>> + 'a
+{
+    || {
+        let (mut kv, txn) = (kv.clone(), txn.clone());
+        Box::pin(async move { kv.txn(txn).await })
+    }
+}
+
+/// Any number, another one in each process.
+fn dice() -> u16 {
+    use std::hash::{BuildHasher, RandomState};
+    (RandomState::new().hash_one(()) & 0xffff) as u16
 }
 
 /// Whether a URL (or host and port) can lead anywhere.

@@ -38,12 +38,16 @@ pub enum Ended {
 impl Etcd {
     /// What changed from `revision` on in the keys from `range.0` up to, without, `range.1`.
     pub async fn history(&self, range: (&str, &str), revision: i64) -> Result<History, CoordError> {
-        let mut client = self.watch_client();
+        let client = self.watch_client();
         let options = WatchOptions::new()
             .with_range(range.1)
             .with_start_revision(revision)
             .with_progress_notify();
-        let stream = self.call("watch", range.0, client.watch(range.0, Some(options))).await?;
+        let open = || {
+            let (mut client, key, options) = (client.clone(), range.0.to_owned(), options.clone());
+            async move { client.watch(key, Some(options)).await }
+        };
+        let stream = self.call("watch", range.0, open).await?;
         Ok(History { stream })
     }
 

@@ -83,9 +83,13 @@ async fn grant(etcd: &Etcd, ttl: Duration) -> Result<(i64, Instant), CoordError>
 }
 
 async fn revoke(etcd: &Etcd, id: i64) {
-    let mut client = etcd.client().lease_client();
+    let client = etcd.client().lease_client();
+    let revoke = || {
+        let mut client = client.clone();
+        async move { client.revoke(id).await }
+    };
     // An error is no loss: the lease ends by itself.
-    let _ = etcd.call("revoke", "lease", client.revoke(id)).await;
+    let _ = etcd.call("revoke", "lease", revoke).await;
 }
 
 /// Renews until the lease is lost; answers why.

@@ -7,8 +7,11 @@
 use crate::etcd::{CALL_TIMEOUT, CoordError, Entry, Etcd};
 use etcd_client::{EventType, WatchOptions, WatchResponse, WatchStream};
 use meepo_runtime::backoff::Backoff;
-use std::time::Duration;
-use tokio::{sync::mpsc, time::Instant};
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -46,11 +49,13 @@ pub struct Options {
     /// List everything anew after this time without having had to. The low-frequency
     /// full comparison.
     pub resync: Duration,
+    /// Asks for it now.
+    pub asked: Arc<Notify>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { resync: Duration::from_secs(600) }
+        Self { resync: Duration::from_secs(600), asked: Arc::default() }
     }
 }
 
@@ -170,6 +175,7 @@ impl Watch {
         loop {
             let response = tokio::select! {
                 () = tokio::time::sleep_until(resync_at) => return End::Resync,
+                () = self.options.asked.notified() => return End::Resync,
                 r = stream.message() => match r {
                     Ok(Some(r)) => r,
                     Ok(None) => return End::Broken("stream ended".into()),

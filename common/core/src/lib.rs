@@ -26,9 +26,12 @@
 //! | [`placement`] | which node holds which job: `(fleet, what changed) -> effects` |
 //! | [`tree`] | the product tree: what a node inherits of a job's definitions |
 //! | [`event`] | what is told to those who listen |
+//! | [`mismatch`] | where workers and records differ, and what is done about it |
+//! | [`breaker`] | when to leave alone what does not answer |
 //! | [`api`] | what the HTTP API takes and answers |
 
 pub mod api;
+pub mod breaker;
 pub mod calendar;
 pub mod code;
 pub mod crontab;
@@ -45,6 +48,7 @@ pub mod labels;
 pub mod limits;
 pub mod lock;
 pub mod misfire;
+pub mod mismatch;
 pub mod node;
 pub mod placement;
 pub mod retry;

@@ -45,7 +45,7 @@ use std::sync::Arc;
 /// for SQLite also what keeps the file from being opened.
 pub async fn open(url: &str) -> Result<Arc<dyn LogStore>, StoreError> {
     match url::Location::parse(url)? {
-        url::Location::Mongo(url) => Ok(Arc::new(mongo::MongoStore::open(&url).await?)),
+        url::Location::Mongo(url) => Ok(Arc::new(mongo::MongoStore::guarded(&url).await?)),
         url::Location::Sqlite(path) => Ok(Arc::new(sqlite::SqliteStore::open(&path).await?)),
     }
 }

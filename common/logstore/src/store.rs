@@ -84,4 +84,10 @@ pub trait LogStore: Send + Sync + 'static {
 
     /// Whether the store answers.
     async fn ping(&self) -> Result<(), StoreError>;
+
+    /// How its circuit breaker stands, if it has one: open while calls are refused
+    /// without asking a server that did not answer lately.
+    fn breaker(&self) -> Option<meepo_core::breaker::State> {
+        None
+    }
 }

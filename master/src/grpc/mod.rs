@@ -7,7 +7,8 @@ mod public;
 mod tasks;
 mod workers;
 
-use crate::ops::Ops;
+use crate::{limits, ops::Ops};
+use axum::middleware;
 use meepo_proto::{
     internal::{masters_server::MastersServer, workers_server::WorkersServer},
     v1::{
@@ -18,7 +19,10 @@ use meepo_proto::{
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Server, server::TcpIncoming};
+use tonic::{
+    service::Routes,
+    transport::{Server, server::TcpIncoming},
+};
 
 /// Largest message of the public services, as the largest body of HTTP.
 const MAX_MESSAGE: usize = crate::http::MAX_BODY;
@@ -40,6 +44,7 @@ pub async fn serve(listener: TcpListener, ops: Ops, stop: CancellationToken) -> 
         .register_encoded_file_descriptor_set(meepo_proto::DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1alpha()?;
+    let limits = ops.limits.clone();
     let public = public::Public { ops: ops.clone() };
     macro_rules! limited {
         ($server:ident) => {
@@ -55,10 +60,7 @@ pub async fn serve(listener: TcpListener, ops: Ops, stop: CancellationToken) -> 
     // it an order to a worker waits until the worker acknowledged the one before, which
     // takes up to 40 ms.
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    Server::builder()
-        .http2_keepalive_interval(Some(std::time::Duration::from_secs(5)))
-        .http2_keepalive_timeout(Some(std::time::Duration::from_secs(5)))
-        .add_service(health_service)
+    let routes = Routes::new(health_service)
         .add_service(reflection)
         .add_service(old_reflection)
         .add_service(limited!(JobsServer))
@@ -70,6 +72,12 @@ pub async fn serve(listener: TcpListener, ops: Ops, stop: CancellationToken) -> 
         .add_service(limited!(TasksServer))
         .add_service(workers)
         .add_service(masters)
+        .into_axum_router()
+        .layer(middleware::from_fn_with_state(limits, limits::grpc));
+    Server::builder()
+        .http2_keepalive_interval(Some(std::time::Duration::from_secs(5)))
+        .http2_keepalive_timeout(Some(std::time::Duration::from_secs(5)))
+        .add_routes(routes.into())
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
         .await?;
     Ok(())

@@ -2,6 +2,7 @@
 
 use crate::{
     error::ApiError,
+    mismatches,
     ops::Ops,
     sessions::{ORDERS, chunk_from},
 };
@@ -10,6 +11,7 @@ use meepo_core::{
     code::Code,
     error::Invalid,
     id::{Name, NodeId, RunId},
+    mismatch::{self, Kind},
 };
 use meepo_logstore::LogItem;
 use meepo_proto::internal::{
@@ -20,7 +22,7 @@ use tokio::sync::mpsc;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
-use tracing::debug;
+use tracing::{debug, warn};
 
 pub(super) struct Workers {
     pub(super) ops: Ops,
@@ -52,6 +54,18 @@ impl Service for Workers {
         let Some(term) = self.ops.term() else {
             return Err(ApiError::new(Code::NO_LEADER, "this master does not lead").into());
         };
+        let registered = {
+            let data = self.ops.view.read();
+            data.health.get(&node).map(|h| h.instance.clone())
+        };
+        // A worker that has just taken the node's id over comes again when the view has
+        // heard of it too.
+        if mismatch::two_sessions(&hello.instance, registered.as_deref()) {
+            warn!(%node, instance = hello.instance, ?registered, "a session of another worker");
+            mismatches::count(&self.ops.metrics, Kind::TwoSessions, 1);
+            let why = format!("another worker process is registered as node {node}");
+            return Err(Status::failed_precondition(why));
+        }
         let (tx, rx) = mpsc::channel(ORDERS);
         let (id, over) = self.ops.sessions.connect(node.clone(), term, tx);
         self.count();

@@ -13,20 +13,14 @@
 use super::App;
 use crate::error::{ApiError, ApiResult};
 use axum::{
-    extract::{Request, State},
+    extract::Request,
     http::{HeaderMap, header},
-    middleware::Next,
-    response::Response,
 };
 use meepo_core::code::Code;
 use std::net::IpAddr;
 
-/// Lets everything through but what a web page sent.
-pub(super) async fn refuse(
-    State(app): State<App>,
-    request: Request,
-    next: Next,
-) -> ApiResult<Response> {
+/// Refuses what a web page sent.
+pub(super) fn refuse(app: &App, request: &Request) -> ApiResult<()> {
     if from_page(request.headers()) {
         let message = "requests of web pages are refused, as the API has no login yet";
         return Err(ApiError::new(Code::FORBIDDEN, message));
@@ -41,7 +35,7 @@ pub(super) async fn refuse(
         );
         return Err(ApiError::new(Code::FORBIDDEN, message));
     }
-    Ok(next.run(request).await)
+    Ok(())
 }
 
 /// Whether a host is an address, `localhost` or the name this master goes by.

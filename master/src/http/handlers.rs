@@ -47,36 +47,10 @@ pub(super) async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// Ready: etcd, the log store and a leader are there. Says what is missing.
-#[utoipa::path(get, path = "/readyz", tag = "meepo",
-    responses((status = 200), (status = 503, description = "What is missing, a line each")))]
-pub(super) async fn readyz(State(app): State<App>) -> Response {
-    let mut missing = Vec::new();
-    if !app.ops.view.changes().borrow().complete {
-        missing.push("etcd has not been read yet");
-    }
-    let (etcd, store) =
-        tokio::join!(app.ops.etcd.get(meepo_coord::keys::LEADER), app.ops.store.ping());
-    if let Err(e) = etcd {
-        tracing::debug!(error = %e, "not ready");
-        missing.push("etcd cannot be reached");
-    }
-    if let Err(e) = store {
-        tracing::debug!(error = %e, "not ready");
-        missing.push("the log store cannot be reached");
-    }
-    if app.ops.leadership.borrow().leader.is_none() {
-        missing.push("no master leads");
-    }
-    if missing.is_empty() {
-        return "ready\n".into_response();
-    }
-    (StatusCode::SERVICE_UNAVAILABLE, missing.join("\n") + "\n").into_response()
-}
-
 /// Metrics in the OpenMetrics text format.
 #[utoipa::path(get, path = "/metrics", tag = "meepo", responses((status = 200)))]
 pub(super) async fn metrics(State(app): State<App>) -> impl IntoResponse {
+    app.ops.count_breakers();
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], app.ops.metrics.exposition.text())
 }
 

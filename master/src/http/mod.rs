@@ -7,6 +7,7 @@ mod handlers;
 mod jobs;
 mod nodes;
 mod openapi;
+mod ready;
 mod stream;
 mod tasks;
 
@@ -58,7 +59,8 @@ fn router(app: App) -> Router {
     use handlers as h;
     Router::new()
         .route("/healthz", get(h::healthz))
-        .route("/readyz", get(h::readyz))
+        .route("/readyz", get(ready::readyz))
+        .route("/readyz/{part}", get(ready::readyz_part))
         .route("/metrics", get(h::metrics))
         .route("/openapi.json", get(h::openapi))
         .route("/v1/jobs", get(jobs::list_jobs).post(h::post_job))
@@ -87,8 +89,9 @@ fn router(app: App) -> Router {
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .layer(middleware::from_fn_with_state(app.clone(), browser::refuse))
-        .layer(middleware::from_fn_with_state(app.clone(), count))
+        // One for all: each further one multiplies what a connection takes, as it keeps
+        // copies of everything below it.
+        .layer(middleware::from_fn_with_state(app.clone(), around))
         .with_state(app)
 }
 
@@ -102,13 +105,17 @@ async fn unknown_method(request: Request) -> ApiError {
     ApiError::new(Code::METHOD, message)
 }
 
-async fn count(State(app): State<App>, request: Request, next: Next) -> Response {
+/// What happens to every request: refusals, limits, counters.
+async fn around(State(app): State<App>, request: Request, next: Next) -> Response {
     // Anybody can make up methods; labels must stay few.
     let method = match request.method().as_str() {
         known @ ("GET" | "PUT" | "POST" | "PATCH" | "DELETE" | "HEAD") => known.to_owned(),
         _ => "other".to_owned(),
     };
-    let response = next.run(request).await.into_response();
+    let response = match browser::refuse(&app, &request) {
+        Ok(()) => app.ops.limits.serve(request, next, ApiError::into_response).await,
+        Err(e) => e.into_response(),
+    };
     let status = response.status().as_u16().into();
     app.ops.metrics.requests.get_or_create(&RequestLabels { method, status }).inc();
     response

@@ -12,7 +12,8 @@ use utoipa::OpenApi;
     ),
     paths(
         h::healthz,
-        h::readyz,
+        super::ready::readyz,
+        super::ready::readyz_part,
         h::metrics,
         h::openapi,
         super::jobs::list_jobs,

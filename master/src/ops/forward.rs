@@ -1,7 +1,10 @@
 //! A master that does not lead hands what needs the workers' sessions to the one that
 //! does.
 
-use super::{ExecItem, FollowItem, Host, LiveNodes, Ops};
+use super::{
+    ExecItem, FollowItem, Host, LiveNodes, Ops,
+    leader::{broken, unknown_outcome},
+};
 use crate::{
     error::{ApiError, ApiResult},
     grpc::convert,
@@ -16,19 +19,13 @@ use meepo_proto::{
     internal::{self, masters_client::MastersClient},
     v1::{self as pb, exec_client::ExecClient, exec_event, output_event, runs_client::RunsClient},
 };
-use std::time::Duration;
 use tokio::sync::mpsc;
-use tonic::{
-    Request, Status,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Request, transport::Channel};
 
 /// Set on forwarded calls, so that two masters who both think that the other leads do
 /// not send a call back and forth.
 pub const FORWARDED: &str = "meepo-forwarded";
 const BACKLOG: usize = 256;
-/// How long the leader may take to tell how the hosts are.
-const LIVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Largest such answer: some hundred bytes a node.
 const MAX_LIVE: usize = 64 << 20;
 
@@ -42,6 +39,15 @@ impl Ops {
         if self.term().is_some() {
             return self.exec(hosts, request);
         }
+        // Large and seldom needed: every request would carry it along otherwise.
+        Box::pin(self.exec_at_leader(hosts, request)).await
+    }
+
+    async fn exec_at_leader(
+        &self,
+        hosts: Vec<String>,
+        request: &ExecStreamRequest,
+    ) -> ApiResult<mpsc::Receiver<ExecItem>> {
         let message = pb::ExecRequest {
             target: String::new(),
             cmd: request.cmd.clone(),
@@ -55,8 +61,10 @@ impl Ops {
             // The master that was asked does that itself.
             probe: String::new(),
         };
-        let mut client = ExecClient::new(self.leader_channel()?);
-        let mut events = client.run(forwarded(message)).await.map_err(broken)?.into_inner();
+        let (channel, term) = self.leader_channel()?;
+        let mut client = ExecClient::new(channel);
+        let begun = self.leader.begin(term, client.run(forwarded(message)));
+        let mut events = begun.await?.into_inner();
         let (tx, rx) = mpsc::channel(BACKLOG);
         tokio::spawn(async move {
             loop {
@@ -83,14 +91,22 @@ impl Ops {
         Ok(rx)
     }
 
+    /// The connection to the leader and its term.
+    fn leader_channel(&self) -> ApiResult<(Channel, i64)> {
+        let leadership = self.leadership.borrow().clone();
+        self.leader.channel(&leadership)
+    }
+
     pub(super) async fn follow_at_leader(
         &self,
         run_id: RunId,
         after: Option<u64>,
     ) -> ApiResult<mpsc::Receiver<FollowItem>> {
         let request = pb::OutputRequest { run_id: run_id.to_string(), after, follow: true };
-        let mut client = RunsClient::new(self.leader_channel()?);
-        let mut events = client.output(forwarded(request)).await.map_err(broken)?.into_inner();
+        let (channel, term) = self.leader_channel()?;
+        let mut client = RunsClient::new(channel);
+        let begun = self.leader.begin(term, client.output(forwarded(request)));
+        let mut events = begun.await?.into_inner();
         let (tx, rx) = mpsc::channel(BACKLOG);
         tokio::spawn(async move {
             loop {
@@ -110,7 +126,7 @@ impl Ops {
                     }
                     Ok(Some(_)) => continue,
                     Ok(None) => return,
-                    Err(status) => FollowItem::Error(broken(status)),
+                    Err(status) => FollowItem::Error(broken(&status)),
                 };
                 let last = !matches!(item, FollowItem::Output(_));
                 if tx.send(item).await.is_err() || last {
@@ -125,11 +141,18 @@ impl Ops {
     pub(super) async fn live_at_leader(&self, nodes: &[NodeId]) -> ApiResult<LiveNodes> {
         let request =
             internal::LiveRequest { nodes: nodes.iter().map(NodeId::to_string).collect() };
-        let client = MastersClient::new(self.leader_channel()?);
+        let (channel, term) = self.leader_channel()?;
+        let client = MastersClient::new(channel);
         let mut client = client.max_decoding_message_size(MAX_LIVE);
-        let asked = tokio::time::timeout(LIVE_TIMEOUT, client.live(forwarded(request))).await;
-        let late = |_| ApiError::new(Code::NO_LEADER, "the leading master does not answer");
-        let answer = asked.map_err(late)?.map_err(broken)?.into_inner();
+        let asked = Box::pin(self.leader.begin(term, client.live(forwarded(request)))).await;
+        let answer = asked.map_err(|e| match e.0.code {
+            // Nothing was to take effect.
+            Code::UNKNOWN_OUTCOME => {
+                ApiError::new(Code::NO_LEADER, "the leading master does not answer")
+            }
+            _ => e,
+        })?;
+        let answer = answer.into_inner();
         let live = answer.nodes.into_iter().filter_map(|n| {
             let at = jiff::Timestamp::from_millisecond(n.at_ms).ok()?;
             let live = n.heartbeat.map(|beat| live_from(&beat, at));
@@ -137,35 +160,12 @@ impl Ops {
         });
         Ok(live.collect())
     }
-
-    fn leader_channel(&self) -> ApiResult<Channel> {
-        let no_leader = || ApiError::new(Code::NO_LEADER, Code::NO_LEADER.meaning());
-        let (leader, _) = self.leadership.borrow().leader.clone().ok_or_else(no_leader)?;
-        let endpoint = Endpoint::from_shared(leader.grpc).map_err(|_| no_leader())?;
-        // Without keep-alive a leader that lost its power would be waited for without end.
-        let endpoint = endpoint
-            .connect_timeout(Duration::from_secs(3))
-            .http2_keep_alive_interval(Duration::from_secs(5))
-            .keep_alive_timeout(Duration::from_secs(5))
-            .tcp_nodelay(true);
-        Ok(endpoint.connect_lazy())
-    }
 }
 
 fn forwarded<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert(FORWARDED, tonic::metadata::MetadataValue::from_static("1"));
     request
-}
-
-fn broken(status: Status) -> ApiError {
-    let known = status.metadata().get("meepo-code").and_then(|v| v.to_str().ok()?.parse().ok());
-    let code = known.map_or(Code::NO_LEADER, Code);
-    ApiError::new(code, status.message())
-}
-
-fn unknown_outcome() -> ApiError {
-    ApiError::new(Code::UNKNOWN_OUTCOME, "the connection to the leading master broke")
 }
 
 fn exec_item(event: pb::ExecEvent) -> Option<ExecItem> {

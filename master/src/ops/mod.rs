@@ -5,6 +5,7 @@ mod follow;
 mod forward;
 mod jobs;
 mod labels;
+mod leader;
 mod live;
 mod nodes;
 mod probe;
@@ -15,11 +16,20 @@ mod tree;
 pub use exec::{DEFAULT_TIMEOUT, ExecItem, Host};
 pub use follow::FollowItem;
 pub use forward::FORWARDED;
+pub use leader::LeaderLink;
 pub use live::LiveNodes;
 pub use tasks::{Submitted, TaskFilter};
 
-use crate::{events::Events, metrics::Metrics, sessions::Sessions, tasks::Board, view::View};
+use crate::{
+    events::Events,
+    limits::Limits,
+    metrics::{Dependency, Metrics},
+    sessions::Sessions,
+    tasks::Board,
+    view::View,
+};
 use meepo_coord::{Etcd, election::Leadership};
+use meepo_core::breaker::State;
 use meepo_logstore::LogStore;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -43,6 +53,10 @@ pub struct Ops {
     pub events: Events,
     /// Who leads.
     pub leadership: watch::Receiver<Leadership>,
+    /// The way to the leader, while it is another master.
+    pub leader: Arc<LeaderLink>,
+    /// How much is served at once.
+    pub limits: Limits,
     /// Counters.
     pub metrics: Arc<Metrics>,
 }
@@ -50,6 +64,23 @@ pub struct Ops {
 impl Ops {
     /// This master's term, if it leads.
     pub fn term(&self) -> Option<i64> {
-        self.leadership.borrow().mine
+        self.leadership.borrow().term()
+    }
+
+    /// Brings the gauges of the circuit breakers up to date.
+    pub fn count_breakers(&self) {
+        let states = [
+            ("etcd", Some(self.etcd.breaker())),
+            ("log_store", self.store.breaker()),
+            ("leader", Some(self.leader.breaker())),
+        ];
+        for (of, state) in states {
+            let figure = match state {
+                None | Some(State::Closed) => 0,
+                Some(State::HalfOpen) => 1,
+                Some(State::Open) => 2,
+            };
+            self.metrics.breaker.get_or_create(&Dependency { of: of.into() }).set(figure);
+        }
     }
 }

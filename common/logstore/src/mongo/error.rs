@@ -2,19 +2,45 @@
 
 use super::COMMAND_TIMEOUT;
 use crate::{BoxError, StoreError};
+use meepo_core::breaker::{Breaker, State};
 use mongodb::error::{Error, ErrorKind, WriteFailure};
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// Longest time for which the server is not asked after it did not answer, and half of it
+/// again.
+const BREAKER_CAP: Duration = Duration::from_secs(8);
 
 /// Names the store in its errors and says how long to wait for it.
 #[derive(Debug, Clone)]
 pub(super) struct Context {
     name: Arc<str>,
     patience: Duration,
+    breaker: Option<Arc<Mutex<Breaker>>>,
 }
 
 impl Context {
     pub(super) fn new(name: String) -> Self {
-        Self { name: name.into(), patience: COMMAND_TIMEOUT }
+        Self { name: name.into(), patience: COMMAND_TIMEOUT, breaker: None }
+    }
+
+    /// Refuses calls for a while when the server did not answer several in a row.
+    pub(super) fn set_breaker(&mut self) {
+        self.breaker = Some(Arc::new(Mutex::new(Breaker::new(BREAKER_CAP))));
+    }
+
+    /// How its breaker stands, if it has one.
+    pub(super) fn breaker(&self) -> Option<State> {
+        Some(self.locked(|b| b.state(Instant::now())))?
+    }
+
+    fn locked<T>(&self, with: impl FnOnce(&mut Breaker) -> T) -> Option<T> {
+        // Nothing is left half done while it is held.
+        let breaker = self.breaker.as_ref()?;
+        Some(with(&mut breaker.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
     /// Changes how long a command may take.
@@ -39,13 +65,23 @@ impl Context {
         op: &'static str,
         work: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, StoreError> {
-        match tokio::time::timeout(limit, work).await {
+        if let Some(Err(wait)) = self.locked(|b| b.allow(Instant::now())) {
+            let text = format!("it did not answer lately and is not asked again for {wait:?}");
+            return Err(self.unavailable(op, text));
+        }
+        let result = match tokio::time::timeout(limit, work).await {
             Ok(done) => done.map_err(|e| self.error(op, e)),
             Err(_) => {
                 let text = format!("no answer within {limit:?}");
                 Err(self.unavailable(op, text))
             }
-        }
+        };
+        let away = matches!(result, Err(StoreError::Unavailable { .. }));
+        self.locked(|b| match away {
+            true => b.failure(Instant::now(), (uuid::Uuid::now_v7().as_u128() & 0xffff) as u16),
+            false => b.success(),
+        });
+        result
     }
 
     pub(super) fn error(&self, op: &'static str, e: Error) -> StoreError {

@@ -88,6 +88,13 @@ impl MongoStore {
         let (runs, output) = (db.collection("runs"), db.collection("output"));
         Ok(Self { context, db, runs, output, write_concern })
     }
+
+    /// [`Self::open`], with a circuit breaker before the server.
+    pub(crate) async fn guarded(url: &str) -> Result<Self, StoreError> {
+        let mut store = Self::open(url).await?;
+        store.context.set_breaker();
+        Ok(store)
+    }
 }
 
 #[async_trait]
@@ -140,5 +147,9 @@ impl LogStore for MongoStore {
     async fn ping(&self) -> Result<(), StoreError> {
         let ping = async { self.db.run_command(doc! { "ping": 1 }).await };
         self.context.wait("ping", ping).await.map(drop)
+    }
+
+    fn breaker(&self) -> Option<meepo_core::breaker::State> {
+        self.context.breaker()
     }
 }

@@ -1,0 +1,171 @@
+//! What workers say compared with what etcd and the log store say, by the leader; the
+//! remedies of [`meepo_core::mismatch`].
+
+use crate::{metrics::Metrics, ops::Ops, sessions::beats::Beat};
+use etcd_client::{Compare, CompareOp, Txn, TxnOp};
+use jiff::{SignedDuration, Timestamp};
+use meepo_coord::keys;
+use meepo_core::{
+    code::Code,
+    id::{NodeId, RunId},
+    mismatch::{self, Kind, Looks, Word},
+    run::{RunRecord, RunState, to_millis},
+};
+use meepo_logstore::{LogItem, RunQuery};
+use std::{collections::HashMap, time::Duration};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+/// Most runs looked at in one round: the oldest that are recorded as running matter, and
+/// a fleet has no more than that for long.
+const MAX_RUNS: usize = 10_000;
+
+/// Looks at every worker's last word once in a `lease_ttl`, and at records and requests
+/// once in three, while this master leads.
+pub async fn run(ops: Ops, lease_ttl: Duration, stop: CancellationToken) -> anyhow::Result<()> {
+    let mut looks = Looks::new();
+    let mut recorded = HashMap::new();
+    let mut round = 0u32;
+    let mut tick = tokio::time::interval(lease_ttl);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            _ = tick.tick() => {}
+        }
+        let Some(term) = ops.term().filter(|_| ops.view.changes().borrow().complete) else {
+            looks.clear();
+            recorded.clear();
+            continue;
+        };
+        round = round.wrapping_add(1);
+        if round.is_multiple_of(3) {
+            // Looked at with the words that come after it was read.
+            match running(&ops, lease_ttl * 3).await {
+                Ok(found) => recorded = found,
+                Err(e) => {
+                    debug!(error = %e, "runs are not compared");
+                    recorded.clear();
+                }
+            }
+            if let Err(e) = forget_orphans(&ops, term).await {
+                debug!(error = %e, "requests of forgotten nodes are not looked for");
+            }
+        }
+        look(&ops, &mut looks, &recorded).await;
+    }
+}
+
+/// Runs recorded as running for `age` or longer, by node.
+async fn running(
+    ops: &Ops,
+    age: Duration,
+) -> Result<HashMap<NodeId, HashMap<RunId, RunRecord>>, meepo_logstore::StoreError> {
+    let age = SignedDuration::try_from(age).unwrap_or(SignedDuration::MAX);
+    let latest = Timestamp::now().checked_sub(age).unwrap_or(Timestamp::MIN);
+    let mut query =
+        RunQuery { states: vec![RunState::Running], limit: Some(500), ..RunQuery::default() };
+    let mut found: HashMap<NodeId, HashMap<RunId, RunRecord>> = HashMap::new();
+    let mut n = 0;
+    loop {
+        let page = ops.store.list_runs(&query).await?;
+        n += page.runs.len();
+        for run in page.runs {
+            if run.started_at.is_some_and(|at| at <= latest) {
+                found.entry(run.node.clone()).or_default().insert(run.run_id, run);
+            }
+        }
+        match page.next {
+            Some(next) if n < MAX_RUNS => query.cursor = Some(next),
+            _ => return Ok(found),
+        }
+    }
+}
+
+fn word(beat: &Beat) -> Word {
+    Word {
+        at: beat.live.at,
+        digest: beat.digest,
+        running: beat.running.iter().copied().collect(),
+        all: beat.running.len() as u64 == beat.live.running,
+    }
+}
+
+async fn look(ops: &Ops, looks: &mut Looks, recorded: &HashMap<NodeId, HashMap<RunId, RunRecord>>) {
+    let beats = ops.sessions.beats();
+    looks.retain(|node, _| beats.contains_key(node));
+    let mut lost = Vec::new();
+    for (node, beat) in &beats {
+        let word = word(beat);
+        let before = looks.entry(node.clone()).or_default();
+        if before.seen(&word) {
+            continue;
+        }
+        let held = ops.view.read().digests.of(node);
+        let runs = recorded.get(node);
+        let ids: Vec<RunId> = runs.iter().flat_map(|r| r.keys().copied()).collect();
+        let (stale, unknown) = mismatch::compare(&word, held, &ids, before);
+        if stale {
+            info!(%node, "the worker holds other assignments than etcd has; it is to read them");
+            count(&ops.metrics, Kind::StaleAssignments, 1);
+            ops.sessions.compare(node);
+        }
+        for record in unknown.iter().filter_map(|id| runs?.get(id)) {
+            // It may have ended since the records were read.
+            let now = ops.store.get_run(record.run_id).await;
+            if !matches!(now, Ok(Some(now)) if now.state == RunState::Running) {
+                continue;
+            }
+            info!(%node, run = %record.run_id, "the worker does not know the run: it is lost");
+            let mut record = record.clone();
+            record.state = RunState::Lost;
+            record.code = Code::LOST;
+            record.message = Some("its worker does not know it any more".into());
+            record.ended_at = Some(to_millis(Timestamp::now()));
+            lost.push(LogItem::Run(record));
+        }
+    }
+    if !lost.is_empty() {
+        match ops.store.append(&lost).await {
+            Ok(()) => count(&ops.metrics, Kind::UnknownRun, lost.len()),
+            // The next words say the same.
+            Err(e) => warn!(error = %e, "cannot mark runs as lost, will try again"),
+        }
+    }
+}
+
+/// Deletes requests to run that wait for nodes that have been forgotten.
+async fn forget_orphans(ops: &Ops, term: i64) -> Result<(), meepo_coord::CoordError> {
+    let (entries, _) = ops.etcd.list(keys::TRIGGERS, None).await?;
+    let of = |key: &str| Some(keys::node_and_run(key, keys::TRIGGERS)?.0);
+    let nodes: Vec<NodeId> = entries.iter().filter_map(|e| of(&e.key)).collect();
+    let orphans = {
+        let data = ops.view.read();
+        let known = |id: &NodeId| data.nodes.contains_key(id) || data.health.contains_key(id);
+        let found = mismatch::orphans(&nodes, known);
+        found.into_iter().cloned().collect::<Vec<_>>()
+    };
+    if orphans.is_empty() {
+        return Ok(());
+    }
+    for entry in entries {
+        let Some(node) = of(&entry.key).filter(|n| orphans.contains(n)) else { continue };
+        let compares = [
+            Compare::create_revision(keys::LEADER, CompareOp::Equal, term),
+            Compare::mod_revision(entry.key.as_str(), CompareOp::Equal, entry.mod_revision),
+            Compare::create_revision(keys::node(&node), CompareOp::Equal, 0),
+        ];
+        let txn = Txn::new().when(compares).and_then([TxnOp::delete(entry.key.as_str(), None)]);
+        if ops.etcd.txn(&entry.key, txn).await?.is_some() {
+            info!(key = entry.key, "a request for a node that has been forgotten is gone");
+            count(&ops.metrics, Kind::OrphanOrder, 1);
+        }
+    }
+    Ok(())
+}
+
+/// Counts remedies.
+pub fn count(metrics: &Metrics, kind: Kind, n: usize) {
+    let kind = crate::metrics::Mismatch { kind: kind.name().to_owned() };
+    metrics.reconciled.get_or_create(&kind).inc_by(n as u64);
+}
