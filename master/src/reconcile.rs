@@ -68,9 +68,12 @@ pub async fn run(
                 let waiting = away.waiting();
                 let dirty = std::mem::take(&mut due);
                 let outcome = place(&etcd, &view, term, dirty, waiting, &metrics).await?;
-                // Without this the next plan would repeat what is on its way.
-                let seen = changes.wait_for(|v| v.revision >= outcome.revision);
-                let _ = tokio::time::timeout(SETTLE, seen).await;
+                if outcome.revision > 0 {
+                    // Without this the next plan would repeat what is on its way. It takes
+                    // changes for seen that are not planned yet, so another round follows.
+                    let seen = changes.wait_for(|v| v.revision >= outcome.revision);
+                    let _ = tokio::time::timeout(SETTLE, seen).await;
+                }
                 due.jobs.extend(outcome.again);
                 match outcome.error {
                     Some(e) => {
