@@ -24,6 +24,7 @@ fn example(method: &str, path: &str, run: &str) -> (String, Option<Value>, u16) 
         ("patch", "/v1/nodes/{id}/labels") => {
             (path.replace("{id}", NODE), Some(json!({"labels": {"zone": "a"}})), 200)
         }
+        (_, "/readyz/{part}") => (path.replace("{part}", "all"), None, 200),
         (_, "/v1/cron/next") => (format!("{path}?expr=@daily"), None, 200),
         _ => (at, None, 200),
     };
