@@ -104,6 +104,11 @@ impl fmt::Display for KillPlan {
 }
 
 impl KillPlan {
+    /// How long all its waits take together.
+    pub fn total(&self) -> Duration {
+        self.0.iter().fold(Duration::ZERO, |sum, step| sum.saturating_add(step.wait))
+    }
+
     /// Checks what the type alone does not.
     ///
     /// # Errors
@@ -115,8 +120,7 @@ impl KillPlan {
         if self.0.len() > MAX_STEPS {
             return bad(format!("{} steps", self.0.len()), "at most 16 steps");
         }
-        let total = self.0.iter().try_fold(Duration::ZERO, |sum, s| sum.checked_add(s.wait));
-        if total.is_none_or(|t| t > MAX_WAIT) {
+        if self.total() > MAX_WAIT {
             return bad("the waits are too long".into(), "an hour in all at most");
         }
         Ok(())

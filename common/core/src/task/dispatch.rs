@@ -16,7 +16,7 @@ use super::{
 use crate::{
     code::Code,
     id::{NodeId, RunId},
-    node::NodeInfo,
+    node::{Health, NodeInfo, ONLINE},
     placement::At,
     retry,
     run::to_millis,
@@ -32,7 +32,8 @@ use std::{
 };
 use uuid::Builder;
 
-/// How long after its deadline a part is left to a worker that ends it by itself.
+/// How long after its deadline and its kill plan a part is left to a worker that ends it by
+/// itself.
 pub const OVERDUE: SignedDuration = SignedDuration::from_secs(15);
 /// Effects of one plan; what is left is planned next.
 pub const MOST: usize = 4_000;
@@ -42,10 +43,16 @@ pub const MOST: usize = 4_000;
 pub struct Worker {
     /// Its node.
     pub node: NodeInfo,
-    /// Parts it takes at once.
+    /// Parts it takes at once; see [`slots`].
     pub slots: u32,
     /// How busy its host is; the smaller goes first among equals.
     pub load: f64,
+}
+
+/// How many parts a worker takes that says this of itself: none while it takes nothing new,
+/// whoever asked it to. What it has stays with it.
+pub fn slots(health: &Health) -> u32 {
+    if health.status == ONLINE { health.task_slots } else { 0 }
 }
 
 /// All that a plan is made from.
@@ -66,6 +73,8 @@ pub struct Tasks {
     pub parts: BTreeMap<PartId, At<Part>>,
     /// Tasks that this version cannot read, or parts of which: they are left alone.
     pub opaque: BTreeSet<TaskId>,
+    /// How many bytes the tasks take in etcd, without their parts.
+    pub bytes: BTreeMap<TaskId, usize>,
 }
 
 impl Tasks {
@@ -87,36 +96,30 @@ pub enum OrderChange {
     Delete(NodeId),
 }
 
-/// A write that is due.
+/// A write that is due: of a part, provided neither it nor its task has changed.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Effect {
-    /// Write a part, provided neither it nor its task has changed.
-    Write {
-        /// Which part.
-        id: PartId,
-        /// The revision of the part this was decided on; 0: it has no key.
-        expect: i64,
-        /// … and that of its task.
-        task: i64,
-        /// What to write.
-        part: Box<Part>,
-        /// What happens to its order with that.
-        order: OrderChange,
-    },
-    /// All parts have ended: keep the task in the log store and take it out of etcd.
-    Finish {
-        /// Which task.
-        id: TaskId,
-        /// Its revision.
-        expect: i64,
-    },
+pub struct Effect {
+    /// Which part.
+    pub id: PartId,
+    /// The revision of the part this was decided on; 0: it has no key.
+    pub expect: i64,
+    /// … and that of its task.
+    pub task: i64,
+    /// What to write.
+    pub part: Box<Part>,
+    /// What happens to its order with that.
+    pub order: OrderChange,
 }
 
 /// What is due, and when to plan again although nothing has changed.
 #[derive(Debug, Default)]
 pub struct Plan {
-    /// The most urgent first.
+    /// At most [`MOST`], the most urgent first.
     pub effects: Vec<Effect>,
+    /// Tasks all of whose parts have ended, with their revisions: to be kept in the log store
+    /// and taken out of etcd. They may be many while the log store is away, so they neither
+    /// count among the effects nor make anybody plan again.
+    pub finished: Vec<(TaskId, i64)>,
     /// When something is due by time alone.
     pub wake: Option<Timestamp>,
 }
@@ -160,7 +163,7 @@ pub fn plan(tasks: &Tasks, fleet: &Fleet, now: Timestamp) -> Plan {
         };
         match place {
             Some(node) => effects.push(reserve(candidate, node, now)),
-            None if candidate.changed => waiting.push(Effect::Write {
+            None if candidate.changed => waiting.push(Effect {
                 id: candidate.id,
                 expect: candidate.expect,
                 task: candidate.task.revision,
@@ -215,7 +218,7 @@ fn look<'a>(
         let part = || known.map_or_else(|| Part::pending(value, id.n), |k| k.value.clone());
         let mut write = |part: Part, order| {
             let part = Box::new(part);
-            plan.effects.push(Effect::Write { id, expect, task: revision, part, order });
+            plan.effects.push(Effect { id, expect, task: revision, part, order });
         };
         if state != PartState::Reserved && value.control.revokes() {
             let mut part = part();
@@ -245,10 +248,10 @@ fn look<'a>(
                 }
             }
             PartState::Delayed => {
-                let mut part = part();
-                match part.ready_at.filter(|at| *at > now) {
+                match known.and_then(|k| k.value.ready_at).filter(|at| *at > now) {
                     Some(until) => plan.wake_at(until),
                     None => {
+                        let mut part = part();
                         // It has been ready since then: that is its place in the queue.
                         part.step(Event::Due, now);
                         if active {
@@ -279,25 +282,19 @@ fn look<'a>(
                 }
             }
             PartState::Reserved => {
-                let part = part();
-                let Some(node) = part.node.clone() else { continue };
-                if let Some((part, order)) =
-                    reserved((value, revision), id, part, node, fleet, now, plan)
+                let Some(At { value: part, .. }) = known else { continue };
+                if let Some((part, order)) = reserved((value, revision), id, part, fleet, now, plan)
                 {
-                    plan.effects.push(Effect::Write {
-                        id,
-                        expect,
-                        task: revision,
-                        part: Box::new(part),
-                        order,
-                    });
+                    let part = Box::new(part);
+                    plan.effects.push(Effect { id, expect, task: revision, part, order });
                 }
             }
             PartState::Buried => {
-                let mut part = part();
-                match part.since.checked_add(BURIED_KEPT) {
+                let Some(At { value: buried, .. }) = known else { continue };
+                match buried.since.checked_add(BURIED_KEPT) {
                     Ok(until) if until > now => plan.wake_at(until),
                     _ => {
+                        let mut part = part();
                         part.step(Event::Delete, now);
                         write(part, OrderChange::None);
                     }
@@ -307,33 +304,38 @@ fn look<'a>(
         }
     }
     if !open {
-        plan.effects.push(Effect::Finish { id: value.id, expect: revision });
+        plan.finished.push((value.id, revision));
     }
 }
 
-/// What is due for a part that a worker has.
+/// What is due for a part that a worker has. Copied only when it changes.
 fn reserved(
     (task, revision): (&Task, i64),
     id: PartId,
-    mut part: Part,
-    node: NodeId,
+    part: &Part,
     fleet: &Fleet,
     now: Timestamp,
     plan: &mut Plan,
 ) -> Option<(Part, OrderChange)> {
+    let node = part.node.as_ref()?;
     if task.control.revokes() && part.begun_at.is_none() {
-        let mut part = part.taken_back(Duration::ZERO, now);
+        let mut part = part.clone().taken_back(Duration::ZERO, now);
         part.outcome = Some(Outcome::new(Code::CANCELLED, None, now));
         part.step(Event::Revoke, now);
-        return Some((part, OrderChange::Delete(node)));
+        return Some((part, OrderChange::Delete(node.clone())));
     }
-    let overdue = part.deadline.and_then(|at| at.checked_add(OVERDUE).ok());
+    let (spec, command) = task.part(id.n).unzip();
+    let overdue = part.deadline.and_then(|at| {
+        // At the deadline its worker begins to end it, which takes as long as it takes.
+        let plan = command.and_then(|c| c.kill_plan.clone()).unwrap_or_default();
+        at.checked_add(plan.total()).ok()?.checked_add(OVERDUE).ok()
+    });
     // A part for one node waits for its node: nobody else can run it, and a worker that is
     // only cut off may run it still.
-    let queued = task.part(id.n).is_some_and(|(spec, _)| spec.node.is_none());
+    let queued = spec.is_some_and(|spec| spec.node.is_none());
     let why = match overdue {
         Some(at) if at <= now => Some("its worker did not end it in time"),
-        _ if queued && fleet.gone.contains(&node) => Some("its worker died or vanished"),
+        _ if queued && fleet.gone.contains(node) => Some("its worker died or vanished"),
         Some(at) => {
             plan.wake_at(at);
             None
@@ -341,6 +343,8 @@ fn reserved(
         None => None,
     };
     if let Some(why) = why {
+        let order = OrderChange::Delete(node.clone());
+        let part = part.clone();
         let part = match part.begun_at {
             None => part.taken_back(Duration::ZERO, now),
             Some(_) => {
@@ -348,12 +352,12 @@ fn reserved(
                 part.ended(id, &task.policy, outcome, now)
             }
         };
-        return Some((part, OrderChange::Delete(node)));
+        return Some((part, order));
     }
     if task.control == Control::Stopped && part.ask.is_none() {
-        part.ask = Some(Ask::Stop);
+        let part = Part { ask: Some(Ask::Stop), ..part.clone() };
         let order = Box::new(Order::of(task, revision, id, &part)?);
-        return Some((part, OrderChange::Put(node, order)));
+        return Some((part, OrderChange::Put(node.clone(), order)));
     }
     None
 }
@@ -375,7 +379,7 @@ fn reserve(candidate: Candidate<'_>, node: NodeId, now: Timestamp) -> Effect {
         Some(order) => OrderChange::Put(node, Box::new(order)),
         None => OrderChange::None,
     };
-    Effect::Write { id, expect, task: task.revision, part: Box::new(part), order }
+    Effect { id, expect, task: task.revision, part: Box::new(part), order }
 }
 
 /// The id of a run: a UUIDv7 of this instant whose other bits are made of what it is for.

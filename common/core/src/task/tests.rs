@@ -3,7 +3,7 @@
 mod rollouts;
 
 use super::{
-    dispatch::{Effect, Fleet, MOST, OVERDUE, OrderChange, Tasks, Worker, plan},
+    dispatch::{Effect, Fleet, MOST, OVERDUE, OrderChange, Plan, Tasks, Worker, plan, slots},
     end::MAX_LOSSES,
     record::{Control, Outcome, Part, Task},
     request::{MAX_PARTS, TaskRequest},
@@ -14,7 +14,7 @@ use super::{
 use crate::{
     code::Code,
     id::{Name, NodeId},
-    node::{Facts, NodeInfo},
+    node::{DRAINED, DRAINING, Facts, Health, NodeInfo, ONLINE},
     placement::At,
 };
 use jiff::Timestamp;
@@ -94,24 +94,21 @@ impl Rig {
     fn at(&mut self, now: i64) -> Vec<(String, NodeId)> {
         self.now = now;
         let mut given = Vec::new();
-        for effect in plan(&self.tasks, &self.fleet, t(now)).effects {
-            match effect {
-                Effect::Write { id, expect, part, order, .. } => {
-                    assert_eq!(expect, self.tasks.parts.get(&id).map_or(0, |p| p.revision));
-                    if let OrderChange::Put(node, order) = &order {
-                        assert_eq!(order.part, *part);
-                        if part.ask.is_none() {
-                            given.push((id.n.to_string(), node.clone()));
-                        }
-                    }
-                    self.set(id, *part);
-                }
-                Effect::Finish { id, .. } => {
-                    self.finished.push(id);
-                    self.tasks.tasks.remove(&id);
-                    self.tasks.parts.retain(|p, _| p.task != id);
+        let Plan { effects, finished, .. } = plan(&self.tasks, &self.fleet, t(now));
+        for Effect { id, expect, part, order, .. } in effects {
+            assert_eq!(expect, self.tasks.parts.get(&id).map_or(0, |p| p.revision));
+            if let OrderChange::Put(node, order) = &order {
+                assert_eq!(order.part, *part);
+                if part.ask.is_none() {
+                    given.push((id.n.to_string(), node.clone()));
                 }
             }
+            self.set(id, *part);
+        }
+        for (id, _) in finished {
+            self.finished.push(id);
+            self.tasks.tasks.remove(&id);
+            self.tasks.parts.retain(|p, _| p.task != id);
         }
         given
     }
@@ -299,7 +296,8 @@ fn a_part_for_one_node_waits_for_it_until_its_time_to_run_is_over() {
     rig.fleet.gone.insert(node("a"));
     rig.at(59);
     assert_eq!(rig.states(task), [S::Reserved]);
-    let overdue = 60 + OVERDUE.as_secs();
+    // Three seconds for the signals.
+    let overdue = 60 + 3 + OVERDUE.as_secs();
     assert_eq!(plan(&rig.tasks, &rig.fleet, t(61)).wake, Some(t(overdue)));
     rig.at(overdue);
     assert_eq!(rig.states(task), [S::Delayed]);
@@ -523,4 +521,56 @@ fn requests_are_told_apart() {
     let one = json!({"queue": "q", "cmd": "x"});
     assert_eq!(digest(one.clone()), digest(json!({"cmd": "x", "queue": "q"})));
     assert_ne!(digest(one), digest(json!({"queue": "q", "cmd": "y"})));
+}
+
+#[test]
+fn a_worker_has_as_long_to_end_a_part_as_its_kill_plan_takes() {
+    let mut rig = Rig::new(1);
+    let request = json!({"queue": "q", "cmd": "x", "ttr": "60s", "kill_plan": ["TERM 90s"]});
+    let task = rig.put(1, request);
+    rig.at(0);
+    rig.begins(task, 1);
+    let overdue = 60 + 90 + OVERDUE.as_secs();
+    assert_eq!(plan(&rig.tasks, &rig.fleet, t(61)).wake, Some(t(overdue)));
+    rig.at(overdue - 1);
+    assert_eq!(rig.states(task), [S::Reserved]);
+    rig.at(overdue);
+    assert_eq!(rig.states(task), [S::Delayed]);
+}
+
+#[test]
+fn tasks_that_wait_for_the_log_store_are_in_nobodys_way() {
+    let mut rig = Rig::new(1);
+    let over = MOST as u128 + 10;
+    for n in 0..over {
+        let task = rig.put(n, json!({"queue": "q", "cmd": "x"}));
+        let value = rig.tasks.tasks[&task].value.clone();
+        let part = Part { state: S::Success, ..Part::pending(&value, 1) };
+        rig.set(PartId { task, n: 1 }, part);
+    }
+    let idle = plan(&rig.tasks, &rig.fleet, t(0));
+    assert_eq!((idle.finished.len() as u128, idle.effects.len(), idle.wake), (over, 0, None));
+    // Later ones are given away and cancelled meanwhile.
+    let task = rig.put(over, json!({"hosts": ["a"], "cmd": "x"}));
+    let late = rig.put(over + 1, json!({"hosts": ["a"], "cmd": "x"}));
+    rig.control(late, Control::Cancelled);
+    let plan = plan(&rig.tasks, &rig.fleet, t(0));
+    let written: Vec<_> = plan.effects.iter().map(|e| (e.id.task, e.part.state)).collect();
+    assert_eq!(written, [(task, S::Reserved), (late, S::Revoked)]);
+}
+
+#[test]
+fn a_worker_that_takes_nothing_new_has_no_slots() {
+    let health = |status: &str| -> Health {
+        serde_json::from_value(json!({"status": status, "version": "1", "task_slots": 4})).unwrap()
+    };
+    assert_eq!(slots(&health(ONLINE)), 4);
+    for status in [DRAINING, DRAINED, "Ending"] {
+        assert_eq!(slots(&health(status)), 0, "{status}");
+    }
+    let mut rig = Rig::new(1);
+    let task = rig.put(1, json!({"queue": "q", "cmd": "x"}));
+    rig.fleet.workers.values_mut().for_each(|w| w.slots = slots(&health(DRAINING)));
+    assert!(rig.at(0).is_empty());
+    assert_eq!(rig.states(task), [S::Ready]);
 }
