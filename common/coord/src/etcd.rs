@@ -112,17 +112,55 @@ impl CoordError {
     pub fn retryable(&self) -> bool {
         let Self::Etcd { source, .. } = self else { return !matches!(self, Self::Endpoint { .. }) };
         match source.as_ref() {
-            etcd_client::Error::GRpcStatus(status) => !matches!(
-                status.code(),
-                Code::InvalidArgument
-                    | Code::PermissionDenied
-                    | Code::Unauthenticated
-                    | Code::Unimplemented
-            ),
+            etcd_client::Error::GRpcStatus(status) => {
+                !matches!(
+                    status.code(),
+                    Code::InvalidArgument
+                        | Code::PermissionDenied
+                        | Code::Unauthenticated
+                        | Code::Unimplemented
+                ) && !too_large(status)
+            }
             etcd_client::Error::InvalidArgs(_) | etcd_client::Error::InvalidUri(_) => false,
             _ => true,
         }
     }
+
+    /// Whether a write that came to this may have taken effect all the same, or may still.
+    pub fn unknown_outcome(&self) -> bool {
+        match self {
+            Self::Timeout { .. } => true,
+            Self::Endpoint { .. } | Self::LeaseLost { .. } => false,
+            Self::Etcd { source, .. } => match source.as_ref() {
+                // etcd answers these instead of doing it: no space, no such lease …
+                etcd_client::Error::GRpcStatus(status) => !matches!(
+                    status.code(),
+                    Code::InvalidArgument
+                        | Code::NotFound
+                        | Code::FailedPrecondition
+                        | Code::ResourceExhausted
+                        | Code::PermissionDenied
+                        | Code::Unauthenticated
+                        | Code::Unimplemented
+                ),
+                etcd_client::Error::InvalidArgs(_) | etcd_client::Error::InvalidUri(_) => false,
+                _ => true,
+            },
+        }
+    }
+
+    /// Whether the lease that a write named is not there any more.
+    pub fn no_such_lease(&self) -> bool {
+        let Self::Etcd { source, .. } = self else { return false };
+        matches!(source.as_ref(), etcd_client::Error::GRpcStatus(status)
+            if status.code() == Code::NotFound && status.message().contains("lease not found"))
+    }
+}
+
+/// Whether a request is larger than a server or client of gRPC takes. etcd's own limit is an
+/// invalid argument; beyond half a megabyte more, gRPC refuses before etcd sees it.
+fn too_large(status: &tonic::Status) -> bool {
+    status.code() == Code::ResourceExhausted && status.message().contains("larger than max")
 }
 
 /// Whether the error says that etcd, or its quorum, cannot be reached.
@@ -523,6 +561,25 @@ mod tests {
         for bad in ["", "nonsense://x", "http://", ":2379", "http://a b"] {
             assert!(!is_endpoint(bad), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_is_too_large_stays_so_and_what_is_refused_has_not_happened() {
+        let error = |code, message: &str| {
+            let status = tonic::Status::new(code, message);
+            CoordError::new("transaction", "x", etcd_client::Error::GRpcStatus(status))
+        };
+        let large = "grpc: received message larger than max (2200000 vs. 2097152)";
+        let large = error(Code::ResourceExhausted, large);
+        assert!(!large.retryable() && !large.unknown_outcome());
+        let full = error(Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded");
+        assert!(full.retryable() && !full.unknown_outcome());
+        let away = error(Code::Unavailable, "etcdserver: leader changed");
+        assert!(away.retryable() && away.unknown_outcome());
+        let lease = error(Code::NotFound, "etcdserver: requested lease not found");
+        assert!(lease.no_such_lease() && !lease.unknown_outcome());
+        let timeout = CoordError::Timeout { op: "transaction", key: "x".into() };
+        assert!(timeout.retryable() && timeout.unknown_outcome());
     }
 
     #[test]

@@ -77,7 +77,12 @@ pub(super) async fn run(
                 archive.done(&some);
                 break;
             };
-            let views = views(&board, &mut some);
+            let (views, not_over) = views(&board, &mut some);
+            // The next plan finds them when they are over.
+            archive.done(&not_over);
+            if views.is_empty() {
+                continue;
+            }
             let kept = async {
                 store.put_tasks(&views).await?;
                 anyhow::Ok(etcd.txn("tasks that are over", removal(term, &some)).await?)
@@ -120,23 +125,28 @@ pub(super) async fn run(
     }
 }
 
-/// What is to be kept of `some`, which is cut to what fits into one write.
-fn views(board: &Board, some: &mut Vec<(TaskId, i64)>) -> Vec<TaskView> {
+/// What is to be kept of `some`, which is cut to what fits into one write and is over as far
+/// as is known now: the board may have changed since the plan. Answers also what is not.
+fn views(board: &Board, some: &mut Vec<(TaskId, i64)>) -> (Vec<TaskView>, Vec<(TaskId, i64)>) {
     let tasks = board.read();
-    let (mut views, mut parts) = (Vec::new(), 0);
-    let mut fits = 0;
-    for (id, _) in some.iter() {
-        if let Some(task) = tasks.tasks.get(id) {
-            parts += task.value.parts.len();
-            if parts > BATCH_PARTS && fits > 0 {
-                break;
-            }
-            views.push(TaskView::new(&task.value, |id| tasks.parts.get(&id).map(|p| &p.value)));
+    let (mut views, mut over, mut not_over, mut parts) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    for (id, revision) in some.drain(..) {
+        let task = tasks.tasks.get(&id).filter(|t| t.revision == revision);
+        let view = task
+            .map(|task| TaskView::new(&task.value, |id| tasks.parts.get(&id).map(|p| &p.value)));
+        let Some(view) = view.filter(|v| v.state.is_final()) else {
+            not_over.push((id, revision));
+            continue;
+        };
+        parts += view.parts.len();
+        if parts > BATCH_PARTS && !views.is_empty() {
+            break;
         }
-        fits += 1;
+        views.push(view);
+        over.push((id, revision));
     }
-    some.truncate(fits);
-    views
+    *some = over;
+    (views, not_over)
 }
 
 fn removal(term: i64, tasks: &[(TaskId, i64)]) -> Txn {

@@ -54,10 +54,14 @@ impl Board {
 
     fn apply(&self, batch: Batch) {
         match batch {
-            Batch::Reset { entries, .. } => {
+            Batch::Reset { entries, revision } => {
                 let mut tasks = Tasks::default();
                 entries.iter().for_each(|entry| put(&mut tasks, entry));
-                *self.write() = tasks;
+                let mut known = self.write();
+                // What this master has written since the list was made.
+                let parts = std::mem::take(&mut known.parts);
+                tasks.parts.extend(parts.into_iter().filter(|(_, p)| p.revision > revision));
+                *known = tasks;
             }
             Batch::Changes(changes) => {
                 let mut tasks = self.write();
@@ -87,6 +91,7 @@ impl Board {
         let mut tasks = self.write();
         for id in ids {
             tasks.tasks.remove(id);
+            tasks.bytes.remove(id);
             let parts: Vec<PartId> = tasks.parts_of(*id).map(|(id, _)| id).collect();
             parts.iter().for_each(|id| drop(tasks.parts.remove(id)));
         }
@@ -133,6 +138,13 @@ impl Board {
         self.len() == 0
     }
 
+    /// Parts of all tasks there are, and the bytes that the tasks take.
+    pub fn weight(&self) -> (usize, usize) {
+        let tasks = self.read();
+        let parts = tasks.tasks.values().map(|t| t.value.parts.len()).sum();
+        (parts, tasks.bytes.values().sum())
+    }
+
     /// Tasks with a part that has not ended. Looks at every part.
     pub fn open(&self) -> usize {
         let tasks = self.read();
@@ -158,6 +170,7 @@ fn put(tasks: &mut Tasks, entry: &Entry) {
                 let known = tasks.tasks.get(&id).is_some_and(|t| t.revision > at.revision);
                 if !known {
                     tasks.tasks.insert(id, at);
+                    tasks.bytes.insert(id, entry.value.len());
                 }
             }
             // Perhaps of a newer version: that one may deal with it.
@@ -190,6 +203,7 @@ fn delete(tasks: &mut Tasks, key: &str, revision: i64) {
         tasks.opaque.remove(&id);
         if tasks.tasks.get(&id).is_some_and(|t| t.revision < revision) {
             tasks.tasks.remove(&id);
+            tasks.bytes.remove(&id);
         }
     } else if let Some(id) = keys::part_of(key)
         && tasks.parts.get(&id).is_some_and(|p| p.revision < revision)
@@ -201,4 +215,43 @@ fn delete(tasks: &mut Tasks, key: &str, revision: i64) {
 /// Whether a part is with a worker.
 pub(super) fn is_reserved(part: &Part) -> bool {
     part.state == PartState::Reserved
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use meepo_coord::records::encode;
+    use meepo_core::task::TaskRequest;
+    use serde_json::json;
+
+    #[test]
+    fn a_list_does_not_take_back_what_was_written_since() {
+        let request = TaskRequest::from_user(json!({"queue": "q", "cmd": "x"})).unwrap();
+        let id = TaskId(uuid::Uuid::from_u128(1));
+        let task = request.task(id, &Default::default(), jiff::Timestamp::now()).unwrap();
+        let part_id = PartId { task: id, n: 1 };
+        let part = |state| Part { state, ..Part::pending(&task, 1) };
+        let entry = |key: String, value: Vec<u8>, revision| Entry {
+            key,
+            value,
+            mod_revision: revision,
+            create_revision: 1,
+        };
+        let entries = vec![
+            entry(keys::task(id), encode(&task), 1),
+            entry(keys::part(part_id), encode(&part(PartState::Reserved)), 2),
+        ];
+        let board = Board::new();
+        board.apply(Batch::Reset { entries: entries.clone(), revision: 5 });
+        assert_eq!(board.weight(), (1, encode(&task).len()));
+        board.written(vec![(part_id, part(PartState::Success))], 7);
+        let state = || board.read().parts.get(&part_id).map(|p| p.value.state);
+        board.apply(Batch::Reset { entries: entries.clone(), revision: 6 });
+        assert_eq!(state(), Some(PartState::Success));
+        // One that is as new knows better.
+        board.apply(Batch::Reset { entries, revision: 8 });
+        assert_eq!(state(), Some(PartState::Reserved));
+        board.apply(Batch::Reset { entries: Vec::new(), revision: 9 });
+        assert_eq!((state(), board.weight()), (None, (0, 0)));
+    }
 }

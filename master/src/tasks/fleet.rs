@@ -4,7 +4,7 @@ use super::board::{Board, is_reserved};
 use crate::{sessions::Sessions, view::View};
 use meepo_core::{
     id::NodeId,
-    task::dispatch::{Fleet, Worker},
+    task::dispatch::{Fleet, Worker, slots},
 };
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -74,7 +74,7 @@ fn workers(view: &View, sessions: &Sessions) -> BTreeMap<NodeId, Worker> {
     let data = view.read();
     let mut nodes = data.all_nodes_now();
     let worker = |id: &NodeId| {
-        let slots = data.health.get(id)?.task_slots;
+        let slots = slots(data.health.get(id)?);
         let mut node = nodes.remove(id)?;
         if let Some(Some(live)) = live.get(id) {
             node.facts = node.facts.with(live);

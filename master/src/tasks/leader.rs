@@ -12,10 +12,13 @@ use crate::{metrics::Metrics, sessions::Sessions, view::View};
 use futures::StreamExt;
 use jiff::Timestamp;
 use meepo_coord::{CoordError, Etcd, election::Leadership};
-use meepo_core::task::dispatch::{Fleet, plan};
+use meepo_core::task::{
+    PartId,
+    dispatch::{Fleet, Plan, plan},
+};
 use meepo_logstore::LogStore;
 use meepo_runtime::backoff::Backoff;
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -26,6 +29,9 @@ const AT_ONCE: usize = 8;
 const GATHER: Duration = Duration::from_millis(2);
 /// … and how long a conflict waits for the watch to show what has changed.
 const SETTLE: Duration = Duration::from_millis(20);
+
+/// How long a part that etcd refuses is left alone.
+const REFUSED: Duration = Duration::from_secs(60);
 
 /// What the leader needs for tasks.
 pub struct Leader {
@@ -62,30 +68,44 @@ pub async fn run(leader: Leader, stop: CancellationToken) -> anyhow::Result<()> 
     let dispatching = async {
         let (mut tasks, mut nodes) = (board.changes(), view.changes());
         let mut known = Nodes::new(grace);
+        // Parts that etcd refuses for what they are: they must not hold up the others.
+        let mut refused: HashMap<PartId, Instant> = HashMap::new();
         let mut backoff = Backoff::new(Duration::from_secs(5));
         loop {
             let term = leadership.borrow_and_update().mine;
             let complete = tasks.borrow_and_update().complete && nodes.borrow_and_update().complete;
             let mut again = None;
             match term.filter(|_| complete) {
-                None => known.forget(),
+                None => {
+                    known.forget();
+                    refused.clear();
+                }
                 Some(term) => {
                     let (fleet, gone_at) = known.look(&view, &sessions, &board);
                     let planned = look(&board, fleet);
+                    archive.add(planned.finished);
+                    refused.retain(|_, until| *until > Instant::now());
                     let due = planned.wake.map(instant);
-                    again = [due, gone_at].into_iter().flatten().min();
-                    let (groups, finished) = groups(planned.effects);
-                    archive.add(finished);
+                    let retry = refused.values().min().copied();
+                    again = [due, gone_at, retry].into_iter().flatten().min();
+                    let mut effects = planned.effects;
+                    effects.retain(|e| !refused.contains_key(&e.id));
+                    let groups = groups(effects);
                     if !groups.is_empty() {
                         let outcome = perform(&etcd, &board, term, groups, &metrics).await;
-                        let wait = match outcome {
-                            Outcome { error: Some(e), .. } => {
+                        for id in &outcome.refused {
+                            refused.insert(*id, Instant::now() + REFUSED);
+                        }
+                        let some_refused = !outcome.refused.is_empty();
+                        let wait = match outcome.error {
+                            Some(e) => {
                                 let wait = backoff.next_wait();
                                 warn!(error = %e, ?wait, "cannot write parts of tasks, will try again");
                                 Some(wait)
                             }
-                            Outcome { conflicts: 1.., .. } => Some(SETTLE),
-                            Outcome { .. } => {
+                            // Planned again without them.
+                            _ if outcome.conflicts > 0 || some_refused => Some(SETTLE),
+                            _ => {
                                 backoff.reset();
                                 None
                             }
@@ -112,7 +132,7 @@ pub async fn run(leader: Leader, stop: CancellationToken) -> anyhow::Result<()> 
 }
 
 /// Plans over what is known now. Some milliseconds for many thousand parts.
-fn look(board: &Board, fleet: &Fleet) -> meepo_core::task::dispatch::Plan {
+fn look(board: &Board, fleet: &Fleet) -> Plan {
     tokio::task::block_in_place(|| plan(&board.read(), fleet, Timestamp::now()))
 }
 
@@ -129,13 +149,26 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-/// What came of a plan.
+/// What came of a plan, or of one of its groups.
 #[derive(Default)]
 struct Outcome {
+    /// Parts that were written.
+    written: u64,
     /// Writes whose keys had changed meanwhile.
     conflicts: usize,
-    /// The last of the errors, if there were any.
+    /// Parts that etcd does not take, whenever it is asked.
+    refused: Vec<PartId>,
+    /// The last of the other errors, if there were any.
     error: Option<CoordError>,
+}
+
+impl Outcome {
+    fn and(&mut self, other: Self) {
+        self.written += other.written;
+        self.conflicts += other.conflicts;
+        self.refused.extend(other.refused);
+        self.error = other.error.or(self.error.take());
+    }
 }
 
 async fn perform(
@@ -150,47 +183,39 @@ async fn perform(
     let mut writing = futures::stream::iter(writing).buffer_unordered(AT_ONCE);
     while let Some(done) = writing.next().await {
         metrics.part_writes.inc_by(done.written);
-        outcome.conflicts += done.conflicts;
-        outcome.error = done.error.or(outcome.error);
+        outcome.and(done);
     }
     outcome
 }
 
-/// What came of a group.
-#[derive(Default)]
-struct Done {
-    written: u64,
-    conflicts: usize,
-    error: Option<CoordError>,
-}
-
-async fn write(etcd: &Etcd, board: &Board, term: i64, group: Vec<Write>) -> Done {
+async fn write(etcd: &Etcd, board: &Board, term: i64, group: Vec<Write>) -> Outcome {
     let n = group.len();
     match etcd.txn("parts of tasks", leaders(term, &group)).await {
         Ok(Some(revision)) => {
             let written = group.into_iter().map(|w| (w.id, w.part)).collect();
             board.written(written, revision);
-            Done { written: n as u64, ..Done::default() }
+            Outcome { written: n as u64, ..Outcome::default() }
         }
-        Err(e) if n == 1 || e.retryable() => Done { error: Some(e), ..Done::default() },
+        Err(e) if e.retryable() => Outcome { error: Some(e), ..Outcome::default() },
+        Err(e) if n == 1 => {
+            let part = group[0].id;
+            warn!(%part, error = %e, again_in = ?REFUSED, "etcd refuses a part of a task");
+            Outcome { refused: vec![part], ..Outcome::default() }
+        }
         Ok(None) if n == 1 => {
             debug!(part = %group[0].id, "a part has changed meanwhile");
-            Done { conflicts: 1, ..Done::default() }
+            Outcome { conflicts: 1, ..Outcome::default() }
         }
-        // One that has changed or is too large must not take the others with it.
+        // One that has changed or is refused must not take the others with it.
         Ok(None) | Err(_) => {
-            let mut done = Done::default();
+            let mut outcome = Outcome::default();
             for one in group {
-                let part = Box::pin(write(etcd, board, term, vec![one])).await;
-                done.written += part.written;
-                done.conflicts += part.conflicts;
-                let away = part.error.as_ref().is_some_and(CoordError::retryable);
-                done.error = part.error.or(done.error);
-                if away {
+                outcome.and(Box::pin(write(etcd, board, term, vec![one])).await);
+                if outcome.error.is_some() {
                     break;
                 }
             }
-            done
+            outcome
         }
     }
 }
