@@ -8,7 +8,7 @@ use crate::{
     lost,
     metrics::Metrics,
     mismatches,
-    ops::Ops,
+    ops::{KeyLease, Ops},
     reconcile, rerun,
     sessions::Sessions,
     tasks::{Board, Leader, run as dispatch_tasks},
@@ -36,10 +36,6 @@ const TASKS_END: Duration = Duration::from_secs(5);
 /// Connections that may wait to be accepted. Beyond that the kernel drops them, and a
 /// client tries again after one second, then three, then seven.
 const BACKLOG: u32 = 4096;
-
-/// What a worker that has lost its lease takes to end what it may no longer run, beyond the
-/// time to live of a lease.
-const WORKER_KILLS: Duration = Duration::from_secs(5);
 
 /// A master that runs.
 pub struct Master {
@@ -117,6 +113,7 @@ impl Master {
             view: view.clone(),
             board: board.clone(),
             tasks_limit: config.tasks_limit,
+            key_lease: KeyLease::default(),
             sessions: Sessions::default(),
             events,
             leadership: leadership.clone(),
@@ -132,7 +129,7 @@ impl Master {
             sessions: ops.sessions.clone(),
             leadership: leadership.clone(),
             metrics: ops.metrics.clone(),
-            grace: config.lease_ttl + WORKER_KILLS,
+            lease_ttl: config.lease_ttl,
         };
         tasks.spawn("tasks", OnError::Shutdown, dispatch_tasks(leader, stop.clone()));
         let placing = reconcile::run(

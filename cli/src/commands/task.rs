@@ -10,6 +10,7 @@ use crate::{
 use jiff::Timestamp;
 use meepo_core::{
     duration::HumanDuration,
+    id::Name,
     input::from_value,
     job::Executor,
     task::{
@@ -19,9 +20,14 @@ use meepo_core::{
 };
 use reqwest::Method;
 use serde_json::{Map, Value, json};
+use std::time::Duration;
+use uuid::Uuid;
 
 /// Tasks asked for at once.
 const PAGE: u32 = 500;
+
+/// Wait before a task is handed in again.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// What the command line says.
 pub(crate) async fn run(out: &Out, client: &Client, command: TaskCommand) -> CliResult<u8> {
@@ -49,9 +55,13 @@ pub(crate) async fn run(out: &Out, client: &Client, command: TaskCommand) -> Cli
 async fn put(out: &Out, client: &Client, args: &PutArgs) -> CliResult<u8> {
     let waits = args.wait || args.follow;
     let mut tasks = Vec::new();
-    for request in requests(args)? {
-        let path = ["tasks"];
-        let task: TaskView = client.call(Method::POST, &path, &[], Some(&request)).await?;
+    for mut request in requests(args)? {
+        // With a key it can be handed in again when nobody knows what came of it.
+        let own = || Name::new(format!("cli-{}", Uuid::now_v7()));
+        if request.key.is_none() {
+            request.key = own().ok();
+        }
+        let task = hand_in(client, &request).await?;
         if out.is_table() {
             let parts = text::count(task.counts.all() as usize, "part");
             // The id alone goes to standard output, for scripts.
@@ -67,6 +77,26 @@ async fn put(out: &Out, client: &Client, args: &PutArgs) -> CliResult<u8> {
     match waits {
         true => task_wait::wait(out, client, &tasks, args.follow).await,
         false => Ok(exit::OK),
+    }
+}
+
+/// Hands a task in; once more if the connection or etcd fails meanwhile.
+async fn hand_in(client: &Client, request: &TaskRequest) -> CliResult<TaskView> {
+    let path = ["tasks"];
+    let first = client.call(Method::POST, &path, &[], Some(request)).await;
+    match first {
+        Err(e) if e.exit == exit::UNAVAILABLE => {
+            tokio::time::sleep(AGAIN).await;
+            let second = client.call(Method::POST, &path, &[], Some(request)).await;
+            second.map_err(|e: CliError| match &request.key {
+                Some(key) if e.exit == exit::UNAVAILABLE => CliError {
+                    problem: format!("{} (safe to repeat with --key {key})", e.problem),
+                    ..e
+                },
+                _ => e,
+            })
+        }
+        answer => answer,
     }
 }
 
@@ -218,4 +248,24 @@ async fn act(
         }
     }
     failed.map_or(Ok(exit::OK), Err)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Reply, fake_master};
+
+    #[tokio::test]
+    async fn a_task_is_handed_in_again_with_the_same_key_until_somebody_knows() {
+        let unknown = json!({"error": {"code": 0x0404, "name": "unknown_outcome",
+            "message": "m", "retry": false}});
+        let reply = || Reply::new("504 Gateway Timeout", unknown.to_string());
+        let master = fake_master(vec![reply(), reply()]).await;
+        let request = TaskRequest::from_user(json!({"queue": "q", "cmd": "x", "key": "k1"}));
+        let e = hand_in(&master.client(), &request.unwrap()).await.unwrap_err();
+        assert!(e.to_string().contains("--key k1"), "{e}");
+        let requests = master.requests();
+        assert_eq!(requests.len(), 2, "{requests:?}");
+        assert!(requests[0] == requests[1] && requests[0].contains("\"key\":\"k1\""));
+    }
 }

@@ -18,7 +18,7 @@ pub use follow::FollowItem;
 pub use forward::FORWARDED;
 pub use leader::LeaderLink;
 pub use live::LiveNodes;
-pub use tasks::{Submitted, TaskFilter};
+pub use tasks::{KeyLease, Submitted, TaskFilter};
 
 use crate::{
     events::Events,
@@ -47,6 +47,8 @@ pub struct Ops {
     pub board: Board,
     /// Most tasks that may be in etcd.
     pub tasks_limit: usize,
+    /// What idempotency keys of tasks are bound to.
+    pub key_lease: KeyLease,
     /// Streams of workers, while this master leads.
     pub sessions: Sessions,
     /// What happens in the fleet.

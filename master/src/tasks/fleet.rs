@@ -15,20 +15,47 @@ use tokio::time::Instant;
 /// How old facts of the moment may be in a plan: heartbeats come every ten seconds.
 const FRESH: Duration = Duration::from_secs(5);
 
+/// What a worker that has lost its lease takes to end what it may no longer run, beyond the
+/// time to live of a lease.
+const WORKER_KILLS: Duration = Duration::from_secs(5);
+
 /// Who is there, and who has been away for how long. The times are this process's own: a
 /// new leader waits the whole time again.
 pub(super) struct Nodes {
-    /// How long a node must have been away before others may be given what it had.
-    grace: Duration,
+    /// The masters' own time to live of a lease: that of workers which tell none, and the
+    /// least of all others.
+    lease_ttl: Duration,
+    /// What workers told of theirs, also those that are away by now.
+    told: HashMap<NodeId, Duration>,
     away: HashMap<NodeId, Instant>,
+    /// The view that `told` was made from.
+    heard: Option<crate::view::Version>,
     /// The view that `workers` was made from, and when.
     seen: Option<(crate::view::Version, Instant)>,
     fleet: Fleet,
 }
 
 impl Nodes {
-    pub(super) fn new(grace: Duration) -> Self {
-        Self { grace, away: HashMap::new(), seen: None, fleet: Fleet::default() }
+    pub(super) fn new(lease_ttl: Duration) -> Self {
+        Self {
+            lease_ttl,
+            told: HashMap::new(),
+            away: HashMap::new(),
+            heard: None,
+            seen: None,
+            fleet: Fleet::default(),
+        }
+    }
+
+    /// Keeps in mind what workers tell that may be away when this master leads.
+    pub(super) fn listen(&mut self, view: &View) {
+        let version = *view.changes().borrow();
+        if self.heard.replace(version) != Some(version) {
+            let data = view.read();
+            self.told.retain(|id, _| data.nodes.contains_key(id));
+            let told = data.health.iter().filter_map(|(id, h)| Some((id.clone(), h.lease_ttl?.0)));
+            self.told.extend(told);
+        }
     }
 
     /// Somebody else leads, or nobody.
@@ -60,13 +87,24 @@ impl Nodes {
         for id in reserved.into_iter().filter(|id| !there.contains_key(id)) {
             self.away.entry(id).or_insert(now);
         }
-        let grace = self.grace;
-        let gone = |since: &Instant| now.duration_since(*since) >= grace;
-        self.fleet.gone =
-            self.away.iter().filter(|(_, since)| gone(since)).map(|(id, _)| id.clone()).collect();
-        let next = self.away.values().filter(|since| !gone(since)).min();
-        (&self.fleet, next.map(|since| *since + grace))
+        let mut next: Option<Instant> = None;
+        self.fleet.gone.clear();
+        for (id, since) in &self.away {
+            // One that tells of a lease beyond all time is never given up.
+            match since.checked_add(grace(self.lease_ttl, self.told.get(id).copied())) {
+                Some(until) if until <= now => drop(self.fleet.gone.insert(id.clone())),
+                Some(until) => next = Some(next.map_or(until, |n| n.min(until))),
+                None => {}
+            }
+        }
+        (&self.fleet, next)
     }
+}
+
+/// How long a node must have been away before others may be given what it had: until its
+/// worker, if it is only cut off, has noticed and has ended it.
+fn grace(own: Duration, told: Option<Duration>) -> Duration {
+    told.map_or(own, |told| told.max(own)).saturating_add(WORKER_KILLS)
 }
 
 fn workers(view: &View, sessions: &Sessions) -> BTreeMap<NodeId, Worker> {
@@ -84,4 +122,17 @@ fn workers(view: &View, sessions: &Sessions) -> BTreeMap<NodeId, Worker> {
         Some((id.clone(), Worker { node, slots, load }))
     };
     data.health.keys().filter_map(worker).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longer_lease_counts() {
+        let s = Duration::from_secs;
+        assert_eq!(grace(s(10), None), s(15));
+        assert_eq!(grace(s(10), Some(s(60))), s(65));
+        assert_eq!(grace(s(10), Some(s(2))), s(15));
+    }
 }

@@ -49,13 +49,13 @@ pub struct Leader {
     pub leadership: watch::Receiver<Leadership>,
     /// Counters.
     pub metrics: Arc<Metrics>,
-    /// How long a node must have been away before others get what it had.
-    pub grace: Duration,
+    /// The time to live of a lease, for workers that do not tell theirs.
+    pub lease_ttl: Duration,
 }
 
 /// Dispatches while this master leads, until `stop` is cancelled.
 pub async fn run(leader: Leader, stop: CancellationToken) -> anyhow::Result<()> {
-    let Leader { etcd, store, board, view, sessions, mut leadership, metrics, grace } = leader;
+    let Leader { etcd, store, board, view, sessions, mut leadership, metrics, lease_ttl } = leader;
     let archive = Archive::default();
     let archiving = archive::run(
         archive.clone(),
@@ -67,13 +67,14 @@ pub async fn run(leader: Leader, stop: CancellationToken) -> anyhow::Result<()> 
     );
     let dispatching = async {
         let (mut tasks, mut nodes) = (board.changes(), view.changes());
-        let mut known = Nodes::new(grace);
+        let mut known = Nodes::new(lease_ttl);
         // Parts that etcd refuses for what they are: they must not hold up the others.
         let mut refused: HashMap<PartId, Instant> = HashMap::new();
         let mut backoff = Backoff::new(Duration::from_secs(5));
         loop {
             let term = leadership.borrow_and_update().mine;
             let complete = tasks.borrow_and_update().complete && nodes.borrow_and_update().complete;
+            known.listen(&view);
             let mut again = None;
             match term.filter(|_| complete) {
                 None => {

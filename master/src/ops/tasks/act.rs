@@ -12,7 +12,7 @@ use etcd_client::{Compare, CompareOp, Txn, TxnOp};
 use futures::StreamExt;
 use jiff::Timestamp;
 use meepo_coord::{
-    keys,
+    CoordError, keys,
     records::{decode, encode},
 };
 use meepo_core::{
@@ -104,7 +104,8 @@ impl Ops {
                 let same =
                     Compare::mod_revision(keys::task(id), CompareOp::Equal, entry.mod_revision);
                 let put = TxnOp::put(keys::task(id), encode(&task), None);
-                revision = self.etcd.txn("task", Txn::new().when([same]).and_then([put])).await?;
+                let written = self.etcd.txn("task", Txn::new().when([same]).and_then([put])).await;
+                revision = written.map_err(|e| unsure(id, e))?;
                 if revision.is_none() {
                     continue;
                 }
@@ -154,6 +155,11 @@ impl Ops {
             refused_total: 0,
         };
         while let Some(acted) = acting.next().await {
+            // When one cannot be reached, those under way may be changed all the same.
+            let acted = acted.map_err(|e| match e.0.code {
+                Code::ETCD if matches!(what, TaskRef::Task(_)) => perhaps_done(what),
+                _ => e,
+            });
             match acted? {
                 Acted::Changed => answer.changed += 1,
                 Acted::Asked => answer.asked += 1,
@@ -193,7 +199,8 @@ impl Ops {
                 }
             };
             let txn = transaction(id, expect, &part, &order);
-            if self.etcd.txn("part of a task", txn).await?.is_some() {
+            let written = self.etcd.txn("part of a task", txn).await;
+            if written.map_err(|e| unsure(id, e))?.is_some() {
                 return Ok(acted);
             }
             let (task_key, part_key) = (keys::task(id.task), keys::part(id));
@@ -272,6 +279,19 @@ fn nothing_done(answer: TaskActed) -> ApiResult<TaskActed> {
         }
         _ => Ok(answer),
     }
+}
+
+/// The error for a write that may have taken effect.
+fn unsure(what: impl std::fmt::Display, e: CoordError) -> ApiError {
+    if e.unknown_outcome() { perhaps_done(what) } else { e.into() }
+}
+
+fn perhaps_done(what: impl std::fmt::Display) -> ApiError {
+    let message = format!(
+        "etcd did not say whether it has changed {what}; `meepo task get {what}` shows how it \
+         stands"
+    );
+    ApiError::new(Code::UNKNOWN_OUTCOME, message)
 }
 
 fn over(id: TaskId, state: &str) -> ApiError {

@@ -67,7 +67,7 @@ impl Follower {
         mut changes: watch::Receiver<Version>,
     ) -> Result<(), Gone> {
         self.send(TaskEvent::Start(Box::new(view.clone().without_parts()))).await?;
-        let mut unknown_since = None;
+        let (mut unknown_since, mut seen) = (None, None);
         let mut next = Some(view);
         loop {
             if let Some(view) = next.take() {
@@ -83,6 +83,12 @@ impl Follower {
             }
             tokio::time::sleep(GATHER).await;
             changes.borrow_and_update();
+            // Most changes are of other tasks.
+            let revision = self.revision();
+            if revision.is_some() && revision == seen {
+                continue;
+            }
+            seen = revision;
             next = self.known();
             if next.is_some() {
                 unknown_since = None;
@@ -112,6 +118,14 @@ impl Follower {
                 view.parts.iter().any(|p| p.id == id && rests(p.state))
             }
         }
+    }
+
+    /// How new the task and its parts are, as this master knows them.
+    fn revision(&self) -> Option<i64> {
+        let board = self.ops.board.read();
+        let task = board.tasks.get(&self.what.task())?;
+        let parts = board.parts_of(task.value.id).map(|(_, part)| part.revision);
+        Some(parts.fold(task.revision, i64::max))
     }
 
     /// The task as this master knows it, with those parts that are new to the caller.

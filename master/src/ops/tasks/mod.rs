@@ -6,4 +6,4 @@ mod read;
 mod submit;
 
 pub use read::TaskFilter;
-pub use submit::Submitted;
+pub use submit::{KeyLease, Submitted};

@@ -8,7 +8,7 @@ use crate::{
 use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp};
 use jiff::Timestamp;
 use meepo_coord::{
-    CoordError, keys,
+    CoordError, Etcd, keys,
     records::{TaskKeyRecord, decode, encode},
 };
 use meepo_core::{
@@ -17,19 +17,82 @@ use meepo_core::{
     id::{Name, NodeId},
     node::NodeInfo,
     target::Target,
-    task::{TaskId, TaskRef, TaskRequest, TaskView},
+    task::{Task, TaskId, TaskRef, TaskRequest, TaskView},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::Duration,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 use tracing::{info, warn};
 use uuid::Uuid;
 
 /// Largest task in etcd, in bytes; etcd takes one and a half million.
 const MAX_TASK: usize = 1_200_000;
-/// How long an idempotency key is remembered.
+/// How long an idempotency key is remembered at least.
 const KEY_KEPT: Duration = Duration::from_secs(24 * 3600);
+/// How long keys are bound to the same lease: one for each would be a burden to etcd.
+const LEASE_SHARED: Duration = Duration::from_secs(3600);
+/// Parts of tasks that may be in etcd. They take about half a kilobyte each, several times
+/// over until etcd compacts.
+const MOST_PARTS: usize = 200_000;
+/// Bytes of tasks that may be in etcd, whose own quota is two gigabytes unless set.
+const MOST_BYTES: usize = 500_000_000;
+
+/// The lease that new idempotency keys are bound to. Cloning is cheap.
+#[derive(Clone, Default)]
+pub struct KeyLease(Arc<Mutex<Option<(i64, Instant)>>>);
+
+impl KeyLease {
+    async fn get(&self, etcd: &Etcd) -> Result<i64, CoordError> {
+        let known = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((id, _)) = known.filter(|(_, since)| since.elapsed() < LEASE_SHARED) {
+            return Ok(id);
+        }
+        // Several may do this at once: then there is a lease too many.
+        let since = Instant::now();
+        let id = etcd.grant(KEY_KEPT + LEASE_SHARED).await?;
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((id, since));
+        Ok(id)
+    }
+
+    fn forget(&self, lease: i64) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.is_some_and(|(id, _)| id == lease) {
+            *known = None;
+        }
+    }
+}
+
+/// Whether etcd is to take a task with so many more parts and bytes.
+fn room((parts, bytes): (usize, usize), more_parts: usize, more_bytes: usize) -> ApiResult<()> {
+    let message = if parts + more_parts > MOST_PARTS {
+        format!(
+            "tasks that are unfinished, or wait to be taken by the log store, have {parts} \
+             parts; this one has {more_parts} more, and the limit is {MOST_PARTS}"
+        )
+    } else if bytes + more_bytes > MOST_BYTES {
+        format!(
+            "tasks that are unfinished, or wait to be taken by the log store, take {bytes} \
+             bytes; this one takes {more_bytes} more, and the limit is {MOST_BYTES}"
+        )
+    } else {
+        return Ok(());
+    };
+    Err(ApiError::new(Code::BUSY, message))
+}
+
+/// What is told of a task when etcd did not say whether it has it.
+fn perhaps_kept(id: TaskId, key: Option<&Name>) -> String {
+    let then = match key {
+        Some(_) => "the same request with the same key is safe to repeat".to_owned(),
+        None => format!(
+            "look whether `meepo task get {id}` shows it before you repeat the request; with an \
+             idempotency key it would be safe to repeat"
+        ),
+    };
+    format!("etcd did not say whether it has kept task {id}; {then}")
+}
 
 /// What came of a request.
 #[derive(Debug)]
@@ -74,21 +137,11 @@ impl Ops {
             let expected = "at most 1200000; shorter commands, or several tasks";
             return Err(Invalid::new(Code::TOO_LARGE, "commands", problem, expected).into());
         }
-        let mut compares = vec![Compare::create_revision(keys::task(task.id), CompareOp::Equal, 0)];
-        let mut puts = vec![TxnOp::put(keys::task(task.id), value, None)];
-        if let Some(key) = &request.key {
-            let lease = self.etcd.grant(KEY_KEPT).await?;
-            let record =
-                TaskKeyRecord { task: task.id, digest: request.digest(), extra: BTreeMap::new() };
-            let options = PutOptions::new().with_lease(lease);
-            compares.push(Compare::create_revision(keys::task_key(key), CompareOp::Equal, 0));
-            puts.push(TxnOp::put(keys::task_key(key), encode(&record), Some(options)));
-        }
-        let written = self.etcd.txn("task", Txn::new().when(compares).and_then(puts)).await;
-        match written {
-            Ok(Some(_)) => {}
+        room(self.board.weight(), task.parts.len(), value.len())?;
+        match self.write_task(&task, value, request).await {
+            Ok(true) => {}
             // Somebody was faster with the same key.
-            Ok(None) => {
+            Ok(false) => {
                 let key = request.key.as_ref();
                 let known = match key {
                     Some(key) => self.known_task(key, request).await?,
@@ -99,20 +152,54 @@ impl Ops {
                 })?;
                 return Ok(Submitted { task, new: false });
             }
-            Err(e @ CoordError::Timeout { .. }) => {
+            Err(e) if e.unknown_outcome() => {
                 warn!(task = %task.id, error = %e, "a task may or may not be kept");
-                let message = format!(
-                    "etcd did not answer in time: whether task {} is kept is not known; the \
-                     same request with the same key is safe to repeat",
-                    task.id
-                );
-                return Err(ApiError::new(Code::UNKNOWN_OUTCOME, message));
+                // That it is not there yet would not mean that it never will be.
+                if !matches!(self.etcd.get(&keys::task(task.id)).await, Ok(Some(_))) {
+                    let message = perhaps_kept(task.id, request.key.as_ref());
+                    return Err(ApiError::new(Code::UNKNOWN_OUTCOME, message));
+                }
             }
             Err(e) => return Err(e.into()),
         }
         info!(task = %task.id, parts = task.parts.len(), queue = ?task.queue, "task accepted");
         self.metrics.tasks_submitted.inc();
         Ok(Submitted { task: TaskView::new(&task, |_| None), new: true })
+    }
+
+    /// Writes the task, with its idempotency key if it has one. Answers whether neither was
+    /// there.
+    async fn write_task(
+        &self,
+        task: &Task,
+        value: Vec<u8>,
+        request: &TaskRequest,
+    ) -> Result<bool, CoordError> {
+        let absent = |key: String| Compare::create_revision(key, CompareOp::Equal, 0);
+        let compare = absent(keys::task(task.id));
+        let put = TxnOp::put(keys::task(task.id), value, None);
+        let Some(key) = &request.key else {
+            let txn = Txn::new().when([compare]).and_then([put]);
+            return Ok(self.etcd.txn("task", txn).await?.is_some());
+        };
+        let key = keys::task_key(key);
+        let record =
+            TaskKeyRecord { task: task.id, digest: request.digest(), extra: BTreeMap::new() };
+        let mut again = true;
+        loop {
+            let lease = self.key_lease.get(&self.etcd).await?;
+            let options = PutOptions::new().with_lease(lease);
+            let beside = TxnOp::put(key.as_str(), encode(&record), Some(options));
+            let txn = Txn::new().when([compare.clone(), absent(key.clone())]);
+            match self.etcd.txn("task", txn.and_then([put.clone(), beside])).await {
+                // Somebody revoked it, or etcd was restored from a backup.
+                Err(e) if e.no_such_lease() && again => {
+                    self.key_lease.forget(lease);
+                    again = false;
+                }
+                written => return Ok(written?.is_some()),
+            }
+        }
     }
 
     /// The task that an earlier request with this key made.
@@ -144,5 +231,31 @@ impl Ops {
         let wanted = ids.iter().flat_map(|id| [keys::node(id), keys::health(id), keys::drain(id)]);
         let found = self.etcd.get_all(&wanted.collect::<Vec<_>>()).await?;
         Ok(Data::from_entries(&found).all_nodes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_and_bytes_are_bounded() {
+        assert!(room((0, 0), 10_000, MAX_TASK).is_ok());
+        assert!(room((MOST_PARTS - 1, MOST_BYTES - 1), 1, 1).is_ok());
+        for (there, parts, bytes) in [((MOST_PARTS, 0), 1, 1), ((1, MOST_BYTES), 1, 1)] {
+            let e = room(there, parts, bytes).unwrap_err();
+            assert_eq!(e.0.code, Code::BUSY, "{e}");
+            assert!(e.0.message.contains("the limit is"), "{e}");
+        }
+    }
+
+    #[test]
+    fn what_to_do_depends_on_the_key() {
+        let id = TaskId(Uuid::from_u128(1));
+        let key = Name::new("k").unwrap();
+        assert!(perhaps_kept(id, Some(&key)).ends_with("safe to repeat"));
+        let without = perhaps_kept(id, None);
+        assert!(without.contains(&format!("task get {id}")), "{without}");
+        assert!(!without.contains("same key"), "{without}");
     }
 }
