@@ -22,8 +22,8 @@ const BREAKER_CAP: Duration = Duration::from_secs(8);
 /// How often a call is made that does not arrive, and the wait after the first time.
 const TRIES: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(10);
-/// Calls that only read.
-const READS: [&str; 3] = ["get", "list", "watch"];
+/// Calls that only read, or do nothing to anybody who does not hear the answer.
+const READS: [&str; 4] = ["get", "list", "watch", "grant"];
 /// Keys read at once when listing.
 pub const PAGE: i64 = 500;
 /// Largest answer taken. tonic's own limit of 4 MiB is less than a page of large
@@ -123,29 +123,6 @@ impl CoordError {
             }
             etcd_client::Error::InvalidArgs(_) | etcd_client::Error::InvalidUri(_) => false,
             _ => true,
-        }
-    }
-
-    /// Whether a write that came to this may have taken effect all the same, or may still.
-    pub fn unknown_outcome(&self) -> bool {
-        match self {
-            Self::Timeout { .. } => true,
-            Self::Endpoint { .. } | Self::LeaseLost { .. } => false,
-            Self::Etcd { source, .. } => match source.as_ref() {
-                // etcd answers these instead of doing it: no space, no such lease …
-                etcd_client::Error::GRpcStatus(status) => !matches!(
-                    status.code(),
-                    Code::InvalidArgument
-                        | Code::NotFound
-                        | Code::FailedPrecondition
-                        | Code::ResourceExhausted
-                        | Code::PermissionDenied
-                        | Code::Unauthenticated
-                        | Code::Unimplemented
-                ),
-                etcd_client::Error::InvalidArgs(_) | etcd_client::Error::InvalidUri(_) => false,
-                _ => true,
-            },
         }
     }
 
@@ -571,15 +548,16 @@ mod tests {
         };
         let large = "grpc: received message larger than max (2200000 vs. 2097152)";
         let large = error(Code::ResourceExhausted, large);
-        assert!(!large.retryable() && !large.unknown_outcome());
+        assert!(!large.retryable() && !large.outcome_unknown());
         let full = error(Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded");
-        assert!(full.retryable() && !full.unknown_outcome());
+        assert!(full.retryable() && !full.outcome_unknown());
         let away = error(Code::Unavailable, "etcdserver: leader changed");
-        assert!(away.retryable() && away.unknown_outcome());
+        assert!(away.retryable() && away.outcome_unknown());
         let lease = error(Code::NotFound, "etcdserver: requested lease not found");
-        assert!(lease.no_such_lease() && !lease.unknown_outcome());
-        let timeout = CoordError::Timeout { op: "transaction", key: "x".into() };
-        assert!(timeout.retryable() && timeout.unknown_outcome());
+        assert!(lease.no_such_lease() && !lease.outcome_unknown());
+        let timeout =
+            CoordError::Timeout { op: "transaction", key: "x".into(), waited: CALL_TIMEOUT };
+        assert!(timeout.retryable() && timeout.outcome_unknown());
     }
 
     #[test]

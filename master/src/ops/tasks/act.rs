@@ -283,7 +283,7 @@ fn nothing_done(answer: TaskActed) -> ApiResult<TaskActed> {
 
 /// The error for a write that may have taken effect.
 fn unsure(what: impl std::fmt::Display, e: CoordError) -> ApiError {
-    if e.unknown_outcome() { perhaps_done(what) } else { e.into() }
+    if e.outcome_unknown() { perhaps_done(what) } else { e.into() }
 }
 
 fn perhaps_done(what: impl std::fmt::Display) -> ApiError {

@@ -152,7 +152,7 @@ impl Ops {
                 })?;
                 return Ok(Submitted { task, new: false });
             }
-            Err(e) if e.unknown_outcome() => {
+            Err(e) if e.outcome_unknown() => {
                 warn!(task = %task.id, error = %e, "a task may or may not be kept");
                 // That it is not there yet would not mean that it never will be.
                 if !matches!(self.etcd.get(&keys::task(task.id)).await, Ok(Some(_))) {
