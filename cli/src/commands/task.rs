@@ -57,9 +57,8 @@ async fn put(out: &Out, client: &Client, args: &PutArgs) -> CliResult<u8> {
     let mut tasks = Vec::new();
     for mut request in requests(args)? {
         // With a key it can be handed in again when nobody knows what came of it.
-        let own = || Name::new(format!("cli-{}", Uuid::now_v7()));
         if request.key.is_none() {
-            request.key = own().ok();
+            request.key = Name::new(&format!("cli-{}", Uuid::now_v7())).ok();
         }
         let task = hand_in(client, &request).await?;
         if out.is_table() {

@@ -160,3 +160,43 @@ fn removal(term: i64, tasks: &[(TaskId, i64)]) -> Txn {
     }
     Txn::new().when(compares).and_then(operations)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use meepo_coord::{Entry, records::encode, watch::Batch};
+    use meepo_core::task::{Part, PartId, PartState, TaskRequest};
+    use serde_json::json;
+
+    #[test]
+    fn only_what_is_over_now_is_kept() {
+        let request = TaskRequest::from_user(json!({"queue": "q", "cmd": "x"})).unwrap();
+        let mut entries = Vec::new();
+        let mut ids = Vec::new();
+        for (n, state) in [(1, PartState::Success), (2, PartState::Reserved)] {
+            let id = TaskId(uuid::Uuid::from_u128(n));
+            let task = request.task(id, &BTreeMap::new(), jiff::Timestamp::now()).unwrap();
+            let part = Part { state, ..Part::pending(&task, 1) };
+            let values = [
+                (keys::task(id), encode(&task)),
+                (keys::part(PartId { task: id, n: 1 }), encode(&part)),
+            ];
+            entries.extend(values.map(|(key, value)| Entry {
+                key,
+                value,
+                mod_revision: 3,
+                create_revision: 3,
+            }));
+            ids.push(id);
+        }
+        let board = Board::new();
+        board.apply(Batch::Reset { entries, revision: 3 });
+        let unknown = TaskId(uuid::Uuid::from_u128(9));
+        let mut some = vec![(ids[0], 3), (ids[1], 3), (unknown, 3)];
+        let (kept, not_over) = views(&board, &mut some);
+        assert_eq!(kept.iter().map(|v| v.id).collect::<Vec<_>>(), [ids[0]]);
+        assert_eq!((some, not_over), (vec![(ids[0], 3)], vec![(ids[1], 3), (unknown, 3)]));
+        // One that was changed since the plan, likewise.
+        assert!(views(&board, &mut vec![(ids[0], 2)]).0.is_empty());
+    }
+}

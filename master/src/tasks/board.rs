@@ -52,7 +52,7 @@ impl Board {
         Ok(())
     }
 
-    fn apply(&self, batch: Batch) {
+    pub(super) fn apply(&self, batch: Batch) {
         match batch {
             Batch::Reset { entries, revision } => {
                 let mut tasks = Tasks::default();
