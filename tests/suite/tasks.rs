@@ -2,6 +2,7 @@
 
 mod crashes;
 mod failover;
+mod given;
 mod grpc;
 mod nodes;
 mod queues;

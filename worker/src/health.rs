@@ -40,6 +40,8 @@ const RETELL: Duration = Duration::from_secs(60);
 /// holds has become free.
 const CHECK: Duration = Duration::from_secs(10);
 const TAKEN_CHECK: Duration = Duration::from_secs(1);
+/// Longest time the last word to etcd may take.
+pub(crate) const LAST_WORD: Duration = Duration::from_secs(1);
 /// File in the data directory that names the instance registered last.
 const INSTANCE_FILE: &str = "instance";
 
@@ -93,6 +95,31 @@ pub struct Publisher {
     pub drain: watch::Receiver<Option<Stage>>,
     /// Told how it went.
     pub registration: watch::Sender<Registration>,
+    /// Told whether the record may offer slots for parts of tasks.
+    pub offers: watch::Sender<bool>,
+}
+
+impl Publisher {
+    /// How many parts of tasks the node takes now. What is given to one that takes none
+    /// would only come back.
+    fn slots(&self, stage: Option<Stage>) -> u32 {
+        match stage.is_some() || self.vitals.state.refuses() {
+            true => 0,
+            false => self.me.task_slots,
+        }
+    }
+}
+
+/// What is written at a time.
+struct Words<'a> {
+    registered_at: Timestamp,
+    /// Whether the lease is a new one.
+    register: bool,
+    status: &'a Status,
+    stage: Option<Stage>,
+    slots: u32,
+    /// Instance of the last life.
+    previous: &'a str,
 }
 
 /// When to look again: without a lease there is nothing to try, its return wakes.
@@ -112,6 +139,7 @@ pub async fn publish(mut p: Publisher, stop: CancellationToken) -> anyhow::Resul
     let mut refusal = p.vitals.state.refusal();
     // What was found wrong when it was written last.
     let mut told: (Instant, Vec<Problem>) = (Instant::now(), Vec::new());
+    let mut offered = 0;
     let file = p.data_dir.join(INSTANCE_FILE);
     // That process has ended: this one has its lock. So its record may be overwritten
     // before its lease has.
@@ -123,7 +151,8 @@ pub async fn publish(mut p: Publisher, stop: CancellationToken) -> anyhow::Resul
         let stage = *p.drain.borrow_and_update();
         let found = p.vitals.problems(Timestamp::now());
         let changed = news(&told.1, &found) || (told.1 != found && told.0.elapsed() > RETELL);
-        let due = changed || again.is_none_or(|at| at <= Instant::now());
+        let slots = p.slots(stage);
+        let due = changed || slots != offered || again.is_none_or(|at| at <= Instant::now());
         if let Some(id) = id
             && (bound_to != Some(id) || due)
         {
@@ -131,18 +160,22 @@ pub async fn publish(mut p: Publisher, stop: CancellationToken) -> anyhow::Resul
                 registered_at = Timestamp::now();
             }
             let status = with(status, found.clone());
-            match write(
-                &p,
-                id,
+            let words = Words {
                 registered_at,
-                bound_to != Some(id),
-                &status,
+                register: bound_to != Some(id),
+                status: &status,
                 stage,
-                previous.trim(),
-            )
-            .await
-            {
+                slots,
+                previous: previous.trim(),
+            };
+            // Not known until the answer comes.
+            if slots > 0 {
+                p.offers.send_replace(true);
+            }
+            match write(&p, id, &words).await {
                 Ok(None) => {
+                    offered = slots;
+                    p.offers.send_replace(slots > 0);
                     told = (Instant::now(), found);
                     if bound_to != Some(id) {
                         info!(node = %p.me.node, "registered");
@@ -179,7 +212,7 @@ pub async fn publish(mut p: Publisher, stop: CancellationToken) -> anyhow::Resul
             }
         }
         tokio::select! {
-            () = stop.cancelled() => return Ok(()),
+            () = stop.cancelled() => break,
             changed = p.lease.changed() => if changed.is_err() { return Ok(()) },
             changed = p.drain.changed() => {
                 if changed.is_err() {
@@ -198,18 +231,26 @@ pub async fn publish(mut p: Publisher, stop: CancellationToken) -> anyhow::Resul
             () = tokio::time::sleep_until(wake(id.is_some(), again)) => {}
         }
     }
+    // From now on parts are given back: this node is not to be given them again.
+    let id = p.lease.borrow().id();
+    if let Some(id) = id.filter(|id| bound_to == Some(*id) && offered > 0) {
+        let found = p.vitals.problems(Timestamp::now());
+        let status = with(p.status.borrow().clone(), found);
+        let stage = *p.drain.borrow();
+        let (register, slots, previous) = (false, 0, previous.trim());
+        let words = Words { registered_at, register, status: &status, stage, slots, previous };
+        match tokio::time::timeout(LAST_WORD, write(&p, id, &words)).await {
+            Ok(Ok(None)) => drop(p.offers.send_replace(false)),
+            Ok(Ok(Some(_))) | Err(_) => {}
+            Ok(Err(e)) => info!(error = %e, "cannot tell etcd that this worker ends"),
+        }
+    }
+    Ok(())
 }
 
 /// Writes both records, unless the node is another worker's: answers whose.
-async fn write(
-    p: &Publisher,
-    lease: i64,
-    registered_at: Timestamp,
-    register: bool,
-    status: &Status,
-    stage: Option<Stage>,
-    previous: &str,
-) -> anyhow::Result<Option<String>> {
+async fn write(p: &Publisher, lease: i64, words: &Words<'_>) -> anyhow::Result<Option<String>> {
+    let &Words { registered_at, register, status, stage, slots, previous } = words;
     let facts = tokio::task::spawn_blocking(facts::gather).await?;
     let me = &p.me;
     let node = NodeRecord {
@@ -232,7 +273,7 @@ async fn write(
         drain_requested_at: stage.map(|s| s.requested_at),
         work: Some(p.vitals.work()),
         digest: p.vitals.progress.holdings().map(|h| h.digest),
-        task_slots: me.task_slots,
+        task_slots: slots,
         lease_ttl: Some(HumanDuration(me.lease_ttl)),
         extra: BTreeMap::new(),
     };

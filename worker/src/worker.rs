@@ -24,7 +24,7 @@ use crate::{
     registry::Registry,
     session::{self, Pulse},
     state::{State, StateOptions},
-    tasks,
+    tasks::{self, Standing},
     vitals::{Delivery, Vitals},
 };
 use anyhow::Context;
@@ -43,6 +43,7 @@ use tokio::{
     net::TcpListener,
     runtime::Handle,
     sync::{Notify, mpsc, oneshot, watch as cell},
+    time::timeout,
 };
 use tracing::{info, warn};
 
@@ -55,8 +56,11 @@ const LAST_DELIVERY: Duration = Duration::from_secs(3);
 const TASKS_END: Duration = Duration::from_secs(5);
 
 /// What [`Worker::shutdown`] takes at the longest, roughly.
-pub(crate) const LONGEST_SHUTDOWN: Duration =
-    TASKS_END.saturating_mul(2).saturating_add(RUNS_END).saturating_add(LAST_DELIVERY);
+pub(crate) const LONGEST_SHUTDOWN: Duration = TASKS_END
+    .saturating_mul(2)
+    .saturating_add(RUNS_END)
+    .saturating_add(LAST_DELIVERY)
+    .saturating_add(health::LAST_WORD);
 
 /// A worker that runs.
 pub struct Worker {
@@ -66,6 +70,8 @@ pub struct Worker {
     sink: Arc<Sink>,
     asked: cell::Sender<Asked>,
     stage: cell::Receiver<Option<Stage>>,
+    /// Whether etcd may offer slots of this node for parts of tasks.
+    offers: cell::Receiver<bool>,
     /// Takes no new work once it is shut down.
     intake: Tasks,
     /// Lives until the last record is delivered.
@@ -244,12 +250,15 @@ impl Worker {
             intake.token(),
         );
         let (tasks_may, tasks_known) = oneshot::channel();
+        let (offers_tx, offers) = cell::channel(true);
+        let standing = Standing { registration: registration.clone(), offers: offers.clone() };
         base.spawn(
             "tasks",
             OnError::Shutdown,
             tasks::run(
                 engine.clone(),
                 config.task_slots,
+                standing,
                 tasks_known,
                 intake.token(),
                 base.token(),
@@ -283,6 +292,7 @@ impl Worker {
             vitals,
             drain: stage.clone(),
             registration: registration_tx,
+            offers: offers_tx,
         };
         base.spawn("health", OnError::Shutdown, health::publish(publisher, intake.token()));
         intake.spawn(
@@ -290,7 +300,7 @@ impl Worker {
             OnError::Shutdown,
             session::keep(engine.clone(), me, pulse, compare, link, registration, intake.token()),
         );
-        Ok(Self { node, engine, sink, asked, stage, intake, base })
+        Ok(Self { node, engine, sink, asked, stage, offers, intake, base })
     }
 
     /// Takes nothing new from now on. [`Worker::drained`] waits until nothing runs.
@@ -318,9 +328,11 @@ impl Worker {
     }
 
     /// Takes nothing new, ends what runs, delivers what it can, and goes.
-    pub async fn shutdown(self) {
+    pub async fn shutdown(mut self) {
         info!("worker shuts down");
         report(self.intake.shutdown(TASKS_END).await);
+        // What is ended now would be given to this node again.
+        let _ = timeout(health::LAST_WORD, self.offers.wait_for(|offers| !offers)).await;
         let active = self.engine.shut_down();
         if active > 0 {
             info!(active, "ending runs");
@@ -331,7 +343,7 @@ impl Worker {
                     tick.tick().await;
                 }
             };
-            if tokio::time::timeout(RUNS_END, over).await.is_err() {
+            if timeout(RUNS_END, over).await.is_err() {
                 warn!(active = self.engine.registry.active().len(), "runs are left behind");
             }
         }

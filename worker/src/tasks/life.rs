@@ -1,32 +1,29 @@
 //! One part from the order to its end.
 
 use super::{
-    Held,
-    report::{Change, SavedEnd, change, end, settle},
+    Held, Standing,
+    begin::{Back, Marked},
+    report::{SavedEnd, end, forget, tell},
 };
 use crate::{
     engine::{Engine, Plan},
     process::KillReason,
+    registry::Stage,
 };
-use etcd_client::{Compare, CompareOp};
 use jiff::Timestamp;
-use meepo_coord::{keys, records::decode};
 use meepo_core::{
     code::Code,
-    run::{Cause, to_millis},
-    task::{Order, Part, PartId, Task, record::Outcome},
+    run::{Cause, RunRecord},
+    task::{PartId, record::Outcome},
 };
-use meepo_runtime::backoff::Backoff;
 use std::{convert::Infallible, sync::Arc, time::Duration};
 use tokio::{
     sync::{Semaphore, watch},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
-/// How long a part that a full disk refused waits before somebody is given it again.
-const REFUSED: Duration = Duration::from_secs(5);
 /// A time to run that never ends, as far as timers go.
 const FOR_EVER: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
 
@@ -35,107 +32,60 @@ pub(super) struct Life {
     pub(super) engine: Arc<Engine>,
     pub(super) id: PartId,
     pub(super) held: watch::Receiver<Option<Held>>,
+    pub(super) standing: Standing,
     pub(super) intake: CancellationToken,
     pub(super) stop: CancellationToken,
-}
-
-/// What came of marking a part as begun.
-enum Marked {
-    /// It may start.
-    Begun(Held),
-    /// It may not: the order is gone, the task withdrawn, or the worker ends.
-    Not,
+    /// When this life first tried to mark the part as begun: a mark with another time is
+    /// not its own.
+    pub(super) tried: Option<Timestamp>,
 }
 
 impl Life {
     /// Deals with the order. `saved` is the end of its run in the last life.
     pub(super) async fn live(mut self, saved: Option<SavedEnd>, slots: Arc<Semaphore>) {
+        if !self.owns_node().await {
+            return;
+        }
         let Some(first) = self.held.borrow_and_update().clone() else { return };
         let run_id = first.order.run_id;
         if let Some(saved) = saved {
             info!(part = %self.id, %run_id, "telling the end of a run of the last life");
             return end(&self.engine, self.id, first, saved.outcome, &self.stop).await;
         }
-        match self.engine.state.seen(vec![run_id]).await {
+        let lost = match self.engine.state.seen(vec![run_id]).await {
             Ok(seen) if seen.contains(&run_id) => {
-                let why = "its worker died while it ran, or was about to start it";
-                let outcome = Outcome::new(Code::LOST, Some(why.to_owned()), Timestamp::now());
-                return end(&self.engine, self.id, first, outcome, &self.stop).await;
+                Some("its worker died while it ran, or was about to start it")
             }
-            Ok(_) => {}
+            // The journal that knew of it may be gone, so it may have run.
+            Ok(_) if first.order.part.begun_at.is_some() => {
+                Some("it was marked as begun, and its worker knows nothing of it")
+            }
+            Ok(_) => None,
             Err(e) => {
                 // It may have run: the leader takes it back when its time is over.
                 warn!(part = %self.id, error = %e, "cannot tell whether a part has run already");
                 return;
             }
+        };
+        if let Some(why) = lost {
+            let outcome = Outcome::new(Code::LOST, Some(why.to_owned()), Timestamp::now());
+            return end(&self.engine, self.id, first, outcome, &self.stop).await;
         }
-        let _slot = tokio::select! {
+        let slot = tokio::select! {
             slot = slots.acquire_owned() => slot,
-            () = self.intake.cancelled() => return self.give_back().await,
+            () = self.intake.cancelled() => return self.give_back(Back::Closed).await,
             () = gone(&mut self.held) => return,
         };
-        if self.engine.holds() {
-            return self.give_back().await;
-        }
         match self.mark(first).await {
             Marked::Begun(held) => self.run(held).await,
-            // Others may run it sooner than this node can.
-            Marked::Not if self.intake.is_cancelled() => self.give_back().await,
-            Marked::Not => {}
-        }
-    }
-
-    /// Nothing starts here at the moment: somebody else may run it.
-    async fn give_back(&self) {
-        let Some(held) = self.held.borrow().clone() else { return };
-        info!(part = %self.id, "a part is given back: nothing starts here at the moment");
-        // One that was marked by a try whose answer did not come has not run either.
-        let next = |order: &Order| order.part.clone().taken_back(Duration::ZERO, Timestamp::now());
-        settle(&self.engine, self.id, held, next, &self.stop).await;
-    }
-
-    /// Marks the part as begun, on condition that neither it nor its task has changed.
-    async fn mark(&mut self, mut held: Held) -> Marked {
-        let mut backoff = Backoff::new(Duration::from_secs(5));
-        let mut task = held.order.task_revision;
-        loop {
-            if self.intake.is_cancelled() {
-                return Marked::Not;
-            }
-            let now = to_millis(Timestamp::now());
-            let part = Part { begun_at: Some(now), ..held.order.part.clone() };
-            let order = Order { part, ..Order::clone(&held.order) };
-            let same = Compare::mod_revision(keys::task(self.id.task), CompareOp::Equal, task);
-            let marking =
-                change(&self.engine, self.id, &held, Some(same), &order.part, Some(&order));
-            match marking.await {
-                Ok(Change::Done(revision)) => {
-                    let order = Arc::new(order);
-                    return Marked::Begun(Held { order, revision, ..held });
-                }
-                Ok(Change::Gone) => return Marked::Not,
-                Ok(Change::Moved(newer)) => {
-                    held = newer;
-                    match self.engine.etcd.get(&keys::task(self.id.task)).await {
-                        Ok(Some(entry)) => match decode::<Task>(&entry.value) {
-                            // The leader takes the order back.
-                            Ok(t) if t.control.revokes() => return Marked::Not,
-                            Ok(_) => task = entry.mod_revision,
-                            Err(_) => return Marked::Not,
-                        },
-                        Ok(None) => return Marked::Not,
-                        Err(e) => debug!(part = %self.id, error = %e, "cannot look at a task"),
-                    }
-                }
-                // Whether it was marked is not known: the next try finds out.
-                Err(e) => {
-                    let wait = backoff.next_wait();
-                    debug!(part = %self.id, error = %e, ?wait, "cannot begin a part, will try again");
-                    tokio::select! {
-                        () = self.intake.cancelled() => return Marked::Not,
-                        () = tokio::time::sleep(wait) => {}
-                        () = gone(&mut self.held) => return Marked::Not,
-                    }
+            Marked::Not(back) => self.give_back(back).await,
+            Marked::Gone => {}
+            Marked::Foreign => {
+                drop(slot);
+                warn!(part = %self.id, "another worker with this node's id has begun a part");
+                tokio::select! {
+                    () = self.intake.cancelled() => {}
+                    () = gone(&mut self.held) => {}
                 }
             }
         }
@@ -157,31 +107,42 @@ impl Life {
             permit: None,
         };
         let begun = self.engine.begin(&plan).await;
+        let stage = self.engine.registry.watch(plan.run_id);
         let engine = self.engine.clone();
         let executing = engine.execute(plan, begun, None, |record| SavedEnd::entry(part, record));
+        tokio::pin!(executing);
         let over = {
             let watching = self.watch_over(&held);
-            tokio::pin!(executing);
+            tokio::pin!(watching);
             tokio::select! {
-                over = &mut executing => over,
+                biased;
+                over = &mut executing => Ok(over),
+                record = ended(stage) => Err(record),
                 never = watching => match never {},
             }
         };
         let held = self.latest(held);
+        let run_id = held.order.run_id;
         match over {
             // Its beginning could not be written down: it has not run.
-            Some(over) if over.next.is_none() => {
-                let next = |order: &Order| order.part.clone().taken_back(REFUSED, Timestamp::now());
-                settle(&self.engine, part, held, next, &self.stop).await;
-            }
-            Some(over) => {
+            Ok(Some(over)) if over.next.is_none() => self.give_back(Back::Closed).await,
+            Ok(Some(over)) => {
                 let outcome = Outcome::from(&*over.record);
                 end(&self.engine, part, held, outcome, &self.stop).await;
             }
             // It was begun in an earlier life.
-            None => {
+            Ok(None) => {
                 let outcome = Outcome::new(Code::LOST, None, Timestamp::now());
                 end(&self.engine, part, held, outcome, &self.stop).await;
+            }
+            // The disk does not take its end yet. Nobody need wait for that, and nobody is
+            // to run it again meanwhile.
+            Err(record) => {
+                let outcome = Outcome::from(&*record);
+                let telling = tell(&self.engine, part, held, &outcome, &self.stop);
+                if let (_, true) = tokio::join!(executing, telling) {
+                    forget(&self.engine, part, run_id).await;
+                }
             }
         }
     }
@@ -232,8 +193,19 @@ impl Life {
     }
 }
 
+/// Waits until a run has ended, whether or not that is written down.
+async fn ended(stage: Option<watch::Receiver<Stage>>) -> Arc<RunRecord> {
+    if let Some(mut stage) = stage
+        && let Ok(stage) = stage.wait_for(|s| matches!(s, Stage::Ended(..))).await
+        && let Stage::Ended(_, record) = &*stage
+    {
+        return record.clone();
+    }
+    std::future::pending().await
+}
+
 /// Waits until the order is gone.
-async fn gone(held: &mut watch::Receiver<Option<Held>>) {
+pub(super) async fn gone(held: &mut watch::Receiver<Option<Held>>) {
     // The sender lives as long as the life that it is for.
     if held.wait_for(|h| h.is_none()).await.is_err() {
         std::future::pending().await

@@ -5,12 +5,13 @@
 //! that nobody has taken it back; the run is entered into the journal; its process starts.
 //! It is ended by a transaction that needs the order still to be there. What cannot be
 //! written then is kept with the journal and written later, also by the next life of the
-//! worker.
+//! worker. Nothing is done with an order before the node is registered as this worker's.
 
+mod begin;
 mod life;
 mod report;
 
-use crate::{engine::Engine, state::WaitEntry};
+use crate::{engine::Engine, health::Registration, state::WaitEntry};
 use life::Life;
 use meepo_coord::{
     Entry, keys,
@@ -19,7 +20,7 @@ use meepo_coord::{
 };
 use meepo_core::task::{Order, PartId};
 use report::SavedEnd;
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::{
     sync::{Semaphore, mpsc, watch as cell},
     task::JoinSet,
@@ -29,6 +30,18 @@ use tracing::{info, warn};
 
 /// Parts that a node holds at the most, begun or not, whatever etcd has.
 const MOST: usize = 10_000;
+
+/// How long parts may still be given back, and ends told, when the worker ends.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// How the node stands with etcd.
+#[derive(Clone)]
+pub struct Standing {
+    /// Whether it is this worker's.
+    pub registration: cell::Receiver<Registration>,
+    /// Whether its health record may offer slots for parts.
+    pub offers: cell::Receiver<bool>,
+}
 
 /// An order as it stands in etcd.
 #[derive(Debug, Clone)]
@@ -52,6 +65,7 @@ pub(crate) fn is_end(wait: &WaitEntry) -> bool {
 pub async fn run(
     engine: Arc<Engine>,
     slots: u32,
+    standing: Standing,
     known: tokio::sync::oneshot::Receiver<()>,
     intake: CancellationToken,
     stop: CancellationToken,
@@ -72,6 +86,7 @@ pub async fn run(
     }
     let mut manager = Manager {
         engine,
+        standing,
         slots: Arc::new(Semaphore::new(slots as usize)),
         lives: HashMap::new(),
         running: JoinSet::new(),
@@ -94,21 +109,35 @@ pub async fn run(
             }
         }
         // What runs is ended by whoever shuts down, and tells of its end.
+        let all_over = async { while manager.running.join_next().await.is_some() {} };
+        let too_late = async {
+            stop.cancelled().await;
+            tokio::time::sleep(LAST_WORDS).await;
+        };
         tokio::select! {
-            () = stop.cancelled() => {}
-            () = async { while manager.running.join_next().await.is_some() {} } => {}
+            () = too_late => {}
+            () = all_over => {}
         }
     };
     tokio::join!(watching, managing);
     Ok(())
 }
 
+/// A reservation that is being dealt with.
+struct Known {
+    create: i64,
+    /// Where its life is told of changes: `None` once the order is gone.
+    tell: cell::Sender<Option<Held>>,
+    /// Cancelled when its life is over, and so are those of all earlier reservations.
+    over: CancellationToken,
+}
+
 struct Manager {
     engine: Arc<Engine>,
+    standing: Standing,
     slots: Arc<Semaphore>,
-    /// Of each part the reservation that is being dealt with, and where its life is told of
-    /// changes: `None` once the order is gone.
-    lives: HashMap<PartId, (i64, cell::Sender<Option<Held>>)>,
+    /// Of each part the newest reservation that is being dealt with.
+    lives: HashMap<PartId, Known>,
     running: JoinSet<(PartId, i64)>,
     /// Ends of the last life that etcd may not know.
     ends: HashMap<PartId, SavedEnd>,
@@ -124,9 +153,9 @@ impl Manager {
                     .iter()
                     .filter_map(|e| Some((self.part_of(&e.key)?, e.create_revision)))
                     .collect();
-                for (id, (create, life)) in &self.lives {
-                    if there.get(id) != Some(create) {
-                        life.send_replace(None);
+                for (id, known) in &self.lives {
+                    if there.get(id) != Some(&known.create) {
+                        known.tell.send_replace(None);
                     }
                 }
                 for entry in entries {
@@ -146,9 +175,9 @@ impl Manager {
                         Change::Put(entry) => self.put(entry),
                         Change::Delete { key, .. } => {
                             if let Some(id) = self.part_of(&key)
-                                && let Some((_, life)) = self.lives.get(&id)
+                                && let Some(known) = self.lives.get(&id)
                             {
-                                life.send_replace(None);
+                                known.tell.send_replace(None);
                             }
                         }
                     }
@@ -172,12 +201,12 @@ impl Manager {
             }
         };
         let held = Held { order, create: entry.create_revision, revision: entry.mod_revision };
-        if let Some((create, life)) = self.lives.get(&id) {
-            if *create == held.create {
-                life.send_replace(Some(held));
+        if let Some(known) = self.lives.get(&id) {
+            if known.create == held.create {
+                known.tell.send_replace(Some(held));
                 return;
             }
-            life.send_replace(None);
+            known.tell.send_replace(None);
         }
         if self.running.len() >= MOST {
             warn!(part = %id, "too many parts at once: this one waits for its time to be over");
@@ -186,16 +215,26 @@ impl Manager {
         let create = held.create;
         let saved = self.ends.remove(&id).filter(|end| end.run_id == held.order.run_id);
         let (tx, rx) = cell::channel(Some(held));
-        self.lives.insert(id, (create, tx));
+        let over = CancellationToken::new();
+        let known = Known { create, tell: tx, over: over.clone() };
+        let before = self.lives.insert(id, known).map(|known| known.over);
         let life = Life {
             engine: self.engine.clone(),
             id,
             held: rx,
+            standing: self.standing.clone(),
             intake: self.intake.clone(),
             stop: self.stop.clone(),
+            tried: None,
         };
         let slots = self.slots.clone();
         self.running.spawn(async move {
+            // However it ends.
+            let _over = over.drop_guard();
+            // No two runs of one part at once, even if the leader has taken the first back.
+            if let Some(before) = before {
+                before.cancelled().await;
+            }
             life.live(saved, slots).await;
             (id, create)
         });
@@ -203,7 +242,7 @@ impl Manager {
 
     fn over(&mut self, id: PartId, create: i64) {
         // Another reservation of the same part may have begun its life.
-        if self.lives.get(&id).is_some_and(|(c, _)| *c == create) {
+        if self.lives.get(&id).is_some_and(|known| known.create == create) {
             self.lives.remove(&id);
         }
     }

@@ -98,17 +98,18 @@ pub(super) async fn change(
 }
 
 /// Writes what `next` makes of the part and removes the order, trying until it is done, the
-/// order is gone, or the worker ends. Answers whether etcd knows by now.
+/// order is gone, `next` makes nothing of it, or the worker ends. Answers whether etcd knows
+/// by now.
 pub(super) async fn settle(
     engine: &Engine,
     id: PartId,
     mut held: Held,
-    next: impl Fn(&Order) -> Part,
+    next: impl Fn(&Order) -> Option<Part>,
     stop: &CancellationToken,
 ) -> bool {
     let mut backoff = Backoff::new(Duration::from_secs(5));
     loop {
-        let part = next(&held.order);
+        let Some(part) = next(&held.order) else { return false };
         match change(engine, id, &held, None, &part, None).await {
             Ok(Change::Done(_)) => {
                 debug!(part = %id, state = %part.state, "a part has ended here");
@@ -131,6 +132,20 @@ pub(super) async fn settle(
     }
 }
 
+/// Tells the end of a run. Answers whether etcd knows by now.
+pub(super) async fn tell(
+    engine: &Engine,
+    id: PartId,
+    held: Held,
+    outcome: &Outcome,
+    stop: &CancellationToken,
+) -> bool {
+    let next = |order: &Order| {
+        Some(order.part.clone().ended(id, &order.policy, outcome.clone(), Timestamp::now()))
+    };
+    settle(engine, id, held, next, stop).await
+}
+
 /// Tells the end of a run, and forgets it once etcd knows.
 pub(super) async fn end(
     engine: &Engine,
@@ -140,12 +155,14 @@ pub(super) async fn end(
     stop: &CancellationToken,
 ) {
     let run_id = held.order.run_id;
-    let next = |order: &Order| {
-        order.part.clone().ended(id, &order.policy, outcome.clone(), Timestamp::now())
-    };
-    if settle(engine, id, held, next, stop).await
-        && let Err(e) = engine.state.remove_wait(run_id).await
-    {
+    if tell(engine, id, held, &outcome, stop).await {
+        forget(engine, id, run_id).await;
+    }
+}
+
+/// The end of a run need not be kept any longer.
+pub(super) async fn forget(engine: &Engine, id: PartId, run_id: RunId) {
+    if let Err(e) = engine.state.remove_wait(run_id).await {
         // It is told again in the next life, and finds the order gone.
         debug!(part = %id, error = %e, "cannot forget the end of a part");
     }
