@@ -155,6 +155,7 @@ async fn a_node_that_takes_nothing_offers_no_slots() {
     };
     api.post(&format!("/v1/nodes/{NODE}/drain"), json!({})).await;
     offers(false).await;
-    api.post(&format!("/v1/nodes/{NODE}/undrain"), json!({})).await;
+    let (status, body) = api.http("DELETE", &format!("/v1/nodes/{NODE}/drain"), None).await;
+    assert_eq!(status, 200, "{body}");
     offers(true).await;
 }
