@@ -112,6 +112,13 @@ impl Ops {
             }
             // As of the change: what had begun by then goes on, what had not never will.
             let (parts, _) = self.etcd.list(&keys::parts_of(id), revision).await?;
+            // Without a change of its own: it may have left etcd before its parts were read.
+            if revision.is_none() {
+                let there = self.etcd.get(&keys::task(id)).await?;
+                if there.is_none_or(|e| e.mod_revision != entry.mod_revision) {
+                    continue;
+                }
+            }
             return control_answer(id, verb, control, &task, &parts);
         }
         Err(busy(id))
