@@ -21,7 +21,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::Notify};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -32,12 +32,13 @@ pub struct Custody {
     instance: String,
     lease_ttl: Duration,
     open: Mutex<HashMap<RunId, RerunRecord>>,
+    lapsed: Notify,
 }
 
 impl Custody {
     /// None yet. `instance` is this process of the worker.
     pub fn new(node: NodeId, instance: String, lease_ttl: Duration) -> Self {
-        Self { node, instance, lease_ttl, open: Mutex::default() }
+        Self { node, instance, lease_ttl, open: Mutex::default(), lapsed: Notify::new() }
     }
 
     /// The record for the first run of a slot, if its job asks for one.
@@ -64,6 +65,26 @@ impl Custody {
     /// The key of a run is there: claimed here, or put by the leader.
     pub fn took(&self, run_id: RunId, record: RerunRecord) {
         self.lock().insert(run_id, record);
+    }
+
+    /// Whether a run of this life has a key, so that another node may get it.
+    pub fn has(&self, run_id: RunId) -> bool {
+        self.lock().contains_key(&run_id)
+    }
+
+    /// The leader has given the run to another node.
+    pub fn forget(&self, run_id: RunId) {
+        self.lock().remove(&run_id);
+    }
+
+    /// The lease has been lost for so long that others soon take what this node has.
+    pub fn lapse(&self) {
+        self.lapsed.notify_one();
+    }
+
+    /// Waits for [`lapse`](Self::lapse).
+    pub async fn lapsed(&self) {
+        self.lapsed.notified().await;
     }
 
     /// A request to run a lost run again has come.

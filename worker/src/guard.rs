@@ -8,8 +8,12 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-/// Kills claimed runs once the lease has been lost for one `ttl`, until `stop` is
-/// cancelled. Jobs that run on each node go on.
+/// How soon the guard looks again at what was claimed, or began, while it acted.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Kills claimed runs once the lease has been lost for one `ttl`, and has the agent end
+/// those that may be run elsewhere and have not begun, until `stop` is cancelled. Jobs that
+/// run on each node go on.
 pub async fn guard(
     engine: Arc<Engine>,
     mut lease: watch::Receiver<LeaseState>,
@@ -29,8 +33,9 @@ pub async fn guard(
                 if killed > 0 {
                     warn!(killed, "the lease is lost: runs that may be run elsewhere are killed");
                 }
-                // What begins meanwhile is looked at later.
-                until = Instant::now() + ttl;
+                engine.custody.lapse();
+                // A claim whose answer was on its way may have come meanwhile.
+                until = Instant::now() + AGAIN.min(ttl);
             }
         }
     }

@@ -25,6 +25,7 @@ pub mod guard;
 pub mod health;
 pub mod http;
 pub mod http_run;
+pub mod inherited;
 pub mod link;
 pub mod metrics;
 mod plan;

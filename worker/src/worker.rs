@@ -16,6 +16,7 @@ use crate::{
     health::{self, Identity, Publisher, Registration},
     http,
     http_run::Requests,
+    inherited,
     link::MasterLink,
     metrics::Metrics,
     process::{Cgroups, Leftovers, Runner, RunnerOptions, Surviving, take_in_orphans},
@@ -282,6 +283,13 @@ impl Worker {
             OnError::Shutdown,
             guard(engine.clone(), lease.clone(), config.lease_ttl, base.token()),
         );
+        let handing = inherited::hand_over(
+            engine.clone(),
+            me.instance.clone(),
+            registration.clone(),
+            intake.token(),
+        );
+        intake.spawn("claims of the last life", OnError::Log, handing);
         let pulse = Pulse::new(vitals.clone(), config.heartbeat);
         let publisher = Publisher {
             etcd,

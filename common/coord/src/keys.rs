@@ -91,6 +91,11 @@ pub fn rerun(node: &NodeId, run: RunId) -> String {
     format!("{RERUNS}{node}/{run}")
 }
 
+/// All runs of a node that are started again elsewhere should it be lost.
+pub fn reruns_of(node: &NodeId) -> String {
+    format!("{RERUNS}{node}/")
+}
+
 /// All runs asked for on a node.
 pub fn triggers_of(node: &NodeId) -> String {
     format!("{TRIGGERS}{node}/")

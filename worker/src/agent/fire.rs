@@ -253,12 +253,14 @@ impl Agent {
         self.begin_ready().await;
     }
 
-    /// Begins what is ready while there are places.
+    /// Begins what is ready while there are places. What this node has claimed waits for
+    /// the lease: without it others may take the node for dead.
     pub(super) async fn begin_ready(&mut self) {
         if self.hold.disk() {
             return;
         }
-        while let Some(mut asked) = self.overlap.next() {
+        let alive = self.outlets.lease.borrow().id().is_some();
+        while let Some(mut asked) = self.overlap.next_of(|a| alive || a.plan.fence.is_none()) {
             Self::check_lock(&mut asked);
             if let Some(spec) = asked.needs_lock().cloned() {
                 self.ask_lock(spec, asked);

@@ -84,7 +84,7 @@ impl Hold {
     }
 
     /// Takes out what `wanted` names, the oldest first.
-    fn take_where(&mut self, wanted: impl Fn(&Asked) -> bool) -> Vec<Asked> {
+    pub(super) fn take_where(&mut self, wanted: impl Fn(&Asked) -> bool) -> Vec<Asked> {
         let mut taken: Vec<Asked> =
             self.aside.extract_if(|_, a| wanted(a)).map(|(_, a)| a).collect();
         taken.sort_by_key(|a| (a.plan.slot, a.plan.run_id));

@@ -98,7 +98,10 @@ impl Agent {
         self.loaded = true;
         // Requests that were taken back while nobody watched.
         let keys: HashSet<&str> = asked.iter().map(|e| e.key.as_str()).collect();
-        for key in self.waits.asked_by(|key| !keys.contains(key)) {
+        let mut gone = self.waits.asked_by(|key| !keys.contains(key));
+        let again = self.overlap.asked_again().into_iter();
+        gone.extend(again.filter(|key| !keys.contains(key.as_str())));
+        for key in gone {
             self.asked_no_more(&key).await;
         }
         for entry in self.without_served(asked).await {

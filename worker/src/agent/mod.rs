@@ -9,6 +9,7 @@ mod adopt;
 mod asked;
 mod fire;
 mod hold;
+mod lapse;
 mod load;
 mod locks;
 mod once;
@@ -216,6 +217,8 @@ impl Agent {
         let mut registration = self.outlets.registration.clone();
         let mut drain = self.engine.drain.clone();
         let mut refusal = self.engine.state.refusal();
+        let mut lease = self.outlets.lease.clone();
+        let engine = self.engine.clone();
         loop {
             let registered = registration.borrow_and_update().clone();
             // Two workers under one id would run everything twice.
@@ -233,6 +236,9 @@ impl Agent {
                 changed = registration.changed() => if changed.is_err() { break },
                 Ok(()) = drain.changed() => {}
                 Ok(()) = refusal.changed() => {}
+                // What was claimed may have waited for it.
+                Ok(()) = lease.changed() => self.begin_ready().await,
+                () = engine.custody.lapsed() => self.lapse().await,
                 batch = etcd.recv(), if registered == Registration::Done => {
                     let Some(batch) = batch else { break };
                     heard = true;

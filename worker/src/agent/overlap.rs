@@ -147,8 +147,15 @@ impl Overlap {
     }
 
     /// The next plan for a free place; it is still active, and not begun.
+    #[cfg(test)]
     pub(super) fn next(&mut self) -> Option<Asked> {
         self.ready.pop_front()
+    }
+
+    /// The next of those that `may` begin.
+    pub(super) fn next_of(&mut self, may: impl Fn(&Asked) -> bool) -> Option<Asked> {
+        let at = self.ready.iter().position(may)?;
+        self.ready.remove(at)
     }
 
     /// Puts back what [`next`](Self::next) answered: there was no place for it.
@@ -289,6 +296,20 @@ impl Overlap {
     /// Everything that has not begun.
     pub(super) fn drain(&mut self) -> Vec<Asked> {
         self.take_where(|_| true)
+    }
+
+    /// What `wanted` names among the claimed runs that have not begun.
+    pub(super) fn take_claimed(&mut self, wanted: impl Fn(&Asked) -> bool) -> Vec<Asked> {
+        self.take_where(|a| a.plan.fence.is_some() && wanted(a))
+    }
+
+    /// The keys of requests to run a lost run again that have not begun.
+    pub(super) fn asked_again(&self) -> Vec<String> {
+        let lines = [&self.ready].into_iter().chain(self.waiting.values());
+        let all = lines.chain(self.behind.values()).flatten();
+        let all = all.chain(self.locking.values().map(|line| &line.asked));
+        let again = all.filter(|a| a.plan.fence.is_some());
+        again.filter_map(|a| a.request.as_ref()).map(|r| r.key.clone()).collect()
     }
 
     fn take_where(&mut self, wanted: impl Fn(&Asked) -> bool) -> Vec<Asked> {

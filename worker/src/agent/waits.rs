@@ -117,6 +117,13 @@ impl Waits {
         requests.map(|r| r.key.clone()).filter(|key| wanted(key)).collect()
     }
 
+    /// Takes out what `wanted` names.
+    pub(super) fn take_where(&mut self, wanted: impl Fn(&Asked) -> bool) -> Vec<Asked> {
+        let all = self.plans.iter().filter(|(_, (_, asked))| wanted(asked));
+        let ids: Vec<RunId> = all.map(|(run_id, _)| *run_id).collect();
+        ids.into_iter().filter_map(|run_id| self.take(run_id)).collect()
+    }
+
     pub(super) fn knows(&self, run_id: RunId) -> bool {
         self.plans.contains_key(&run_id)
     }
@@ -189,13 +196,21 @@ impl Agent {
 
     /// A request for a run was taken back, or has ended with its lease.
     pub(super) async fn asked_no_more(&mut self, key: &str) {
+        let by_key = |a: &Asked| a.request.as_ref().is_some_and(|r| r.key == key);
         let asked = self.waits.take_asked(key).or_else(|| self.hold.take_asked(key));
-        let Some(asked) = asked else { return };
+        // Others that are ready begin; one that stands for a lost run was given to
+        // another node.
+        let Some(asked) = asked.or_else(|| self.overlap.take_claimed(by_key).pop()) else {
+            return;
+        };
         let expired = asked.request.as_ref().is_some_and(|r| Timestamp::now() > r.expires_at);
         if expired {
             return self.turn_down(asked, RunState::Missed, Code::EXPIRED, None).await;
         }
         info!(run_id = %asked.plan.run_id, "the request for a run was taken back");
+        self.engine.custody.forget(asked.plan.run_id);
+        drop(asked);
+        self.begin_ready().await;
     }
 
     /// Ends a run that waits for its time. Answers whether there was one.

@@ -209,3 +209,32 @@ async fn a_key_with_more_parts_is_no_job_and_harms_none() {
     rig.agent.unload(&nested.key).await;
     assert!(rig.agent.table.get(&j()).is_some() && rig.agent.table.problems.is_empty());
 }
+
+#[tokio::test]
+async fn without_a_lease_nothing_claimed_begins_and_what_others_may_run_is_ended() {
+    let mut rig = rig().await;
+    let value = r#"{"cmd":"true","express":"0 0 1 1 *","concurrency":"queue(5)"}"#;
+    rig.load(value, false).await;
+    let (ready, waiting, own) = (first(&rig, Some(7)), first(&rig, Some(8)), first(&rig, Some(9)));
+    for plan in [&ready, &waiting] {
+        let custody = &rig.agent.engine.custody;
+        let rerun = meepo_core::job::OnNodeLoss::Rerun;
+        let tree = meepo_core::tree::TreePath::ROOT;
+        custody.took(plan.run_id, custody.record(&j(), &tree, rerun, plan.slot).unwrap());
+    }
+    rig.agent.places.add_permits(1);
+    for plan in [&ready, &waiting, &own] {
+        rig.agent.start(plan.clone().into()).await;
+    }
+    assert_eq!((rig.agent.overlap.ready(), rig.agent.overlap.count_waiting()), (1, 2));
+    assert!(rig.agent.engine.registry.active().is_empty(), "nothing begins without a lease");
+    rig.agent.lapse().await;
+    let ended: Vec<_> = rig.records().await.iter().map(|r| (r.run_id, r.state, r.code)).collect();
+    let killed = |plan: &Plan| (plan.run_id, RunState::Killed, Code::ETCD);
+    assert_eq!(ended, [killed(&ready), killed(&waiting)]);
+    assert!(rig.knows(own.run_id), "nobody else may run that");
+    let until = tokio::time::Instant::now() + Duration::from_secs(60);
+    rig.lease.send_replace(LeaseState::Held { id: 1, until });
+    rig.agent.begin_ready().await;
+    assert_eq!(rig.agent.engine.registry.active(), [own.run_id]);
+}
