@@ -47,6 +47,15 @@ import "google/protobuf/struct.proto";' >"$scratch/p.proto"
     "${PROTOC:-protoc}" -I "$scratch" -o "$scratch/p" "$scratch/p.proto" >/dev/null 2>&1
 }
 
+# Debian's is where only root looks. The tests can be pointed at another.
+have_nginx() {
+    if [ -n "${MEEPO_TEST_NGINX:-}" ]; then
+        have "$MEEPO_TEST_NGINX"
+    else
+        have nginx || [ -x /usr/sbin/nginx ]
+    fi
+}
+
 find_missing() {
     missing=()
     reasons=()
@@ -62,6 +71,7 @@ find_missing() {
     fi
     if [ "$mode" = test ]; then
         have setpriv || need util-linux "the program setpriv, which ends what a killed test leaves"
+        have_nginx || need nginx "the program nginx, with which deploy/nginx is tested"
         find_missing_for_mongod
     fi
 }
@@ -115,31 +125,40 @@ install_packages() {
         apt update || say "apt-get update failed; trying with the lists at hand"
         updated=yes
     fi
-    local guard=no
     case " ${missing[*]} " in
-    *" etcd-server "*) guard=yes ;;
+    *" etcd-server "*) fresh+=(etcd) ;;
     esac
-    if [ $guard = yes ]; then keep_etcd_from_starting; fi
+    case " ${missing[*]} " in
+    *" nginx "*) fresh+=(nginx) ;;
+    esac
+    if [ ${#fresh[@]} -gt 0 ]; then keep_from_starting; fi
     # The lists may be older than the mirror: once more with fresh ones.
     # What is still missing after that is found by looking, not by exit codes.
     if ! apt install "${missing[@]}" && [ $updated = no ]; then
         apt update || true
         apt install "${missing[@]}" || true
     fi
-    if [ $guard = yes ]; then leave_etcd_disabled; fi
+    if [ ${#fresh[@]} -gt 0 ]; then leave_disabled; fi
 }
 
-# Debian starts etcd on port 2379 as soon as it is installed, where meepo wants to
-# start its own. An etcd that was there before is nobody's business: this is called
+# Debian starts what it installs: etcd on port 2379, where meepo wants to start its own,
+# and nginx on port 80. Services that were there before are nobody's business: this is
 # for a fresh installation only.
+fresh=() # services that this script installs
 policy=/usr/sbin/policy-rc.d
 own_policy=no
-keep_etcd_from_starting() {
+keep_from_starting() {
     if [ ! -e $policy ]; then
         own_policy=yes
         trap 'drop_policy; rm -rf "$scratch"' EXIT
-        # shellcheck disable=SC2016 # expanded by the shell that runs the policy
-        printf '#!/bin/sh\n[ "$1" != etcd ] && [ "$1" != etcd.service ] || exit 101\n' >"$scratch/policy"
+        local service
+        {
+            echo '#!/bin/sh'
+            # shellcheck disable=SC2016 # expanded by the shell that runs the policy
+            echo 'case $1 in'
+            for service in "${fresh[@]}"; do echo "$service | $service.service) exit 101 ;;"; done
+            echo 'esac'
+        } >"$scratch/policy"
         "${as_root[@]}" install -m 755 "$scratch/policy" $policy
     fi
 }
@@ -151,15 +170,23 @@ drop_policy() {
     fi
 }
 
-leave_etcd_disabled() {
+leave_disabled() {
     drop_policy
-    have etcd || return 0
-    if [ -d /run/systemd/system ]; then
-        "${as_root[@]}" systemctl --quiet disable --now etcd.service >/dev/null 2>&1 || true
-    elif have update-rc.d; then
-        "${as_root[@]}" update-rc.d etcd disable >/dev/null 2>&1 || true
-    fi
-    say "Debian's own etcd service is left disabled (meepo starts an etcd itself); to use it: systemctl enable --now etcd"
+    local service
+    for service in "${fresh[@]}"; do
+        # What apt could not install has no service.
+        case $service in
+        nginx) have_nginx || continue ;;
+        *) have "$service" || continue ;;
+        esac
+        if [ -d /run/systemd/system ]; then
+            "${as_root[@]}" systemctl --quiet disable --now "$service.service" >/dev/null 2>&1 || true
+        elif have update-rc.d; then
+            "${as_root[@]}" update-rc.d "$service" disable >/dev/null 2>&1 || true
+        fi
+        say "Debian's own $service service is left disabled (what needs it here starts its own); to use it: systemctl enable --now $service"
+    done
+    fresh=()
 }
 
 install_rust() {

@@ -13,11 +13,11 @@ use tokio::{
 };
 
 /// Events as they come, by HTTP.
-struct Listener {
+pub(crate) struct Listener {
     response: reqwest::Response,
     text: String,
     /// The place, as a browser keeps it.
-    place: String,
+    pub(crate) place: String,
     /// What came before the place, which only a gap does.
     first: Option<Block>,
 }
@@ -31,7 +31,7 @@ struct Block {
 
 impl Listener {
     /// Listens; it has begun when this returns.
-    async fn open(api: &Api, query: &str, last: Option<&str>) -> Self {
+    pub(crate) async fn open(api: &Api, query: &str, last: Option<&str>) -> Self {
         let url = format!("{}/v1/events?{query}", api.base());
         let mut request = reqwest::Client::new().get(&url);
         if let Some(last) = last {
@@ -93,6 +93,16 @@ impl Listener {
         }
     }
 
+    /// The next event; nothing when the stream breaks off or ends.
+    pub(crate) async fn next_unless_broken(&mut self) -> Option<Value> {
+        loop {
+            if let Some(block) = self.block().await.ok()? {
+                assert_ne!(block.event, "error", "{}", block.data);
+                return Some(block.data);
+            }
+        }
+    }
+
     /// Events up to the first of that name, itself included.
     async fn until(&mut self, what: &str) -> Vec<Value> {
         let mut events = Vec::new();
@@ -105,7 +115,7 @@ impl Listener {
     }
 
     /// The next event of that name; others are passed over.
-    async fn find(&mut self, what: &str) -> Value {
+    pub(crate) async fn find(&mut self, what: &str) -> Value {
         self.until(what).await.pop().unwrap()
     }
 

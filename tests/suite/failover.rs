@@ -111,7 +111,8 @@ async fn leader(cluster: &Cluster) -> Option<(usize, i64)> {
     Some((number, kv.create_revision()))
 }
 
-async fn wait_leader(cluster: &Cluster, above: i64) -> (usize, i64) {
+/// Waits for a leader of a newer term: the number of its master, and its term.
+pub(crate) async fn wait_leader(cluster: &Cluster, above: i64) -> (usize, i64) {
     eventually(SOON, "a master leads with a newer term", async || {
         leader(cluster).await.filter(|l| l.1 > above).ok_or_else(|| "none".to_owned())
     })

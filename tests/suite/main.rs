@@ -23,6 +23,7 @@ mod many;
 mod masters;
 mod mismatches;
 mod mongo;
+mod nginx;
 mod no_quorum;
 mod node_loss;
 mod placement;

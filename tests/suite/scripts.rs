@@ -18,7 +18,7 @@ const TOOLS: &[&str] = &[
 
 /// What they look for, as it is on a machine where nothing is missing.
 const COMPLETE: &[&str] =
-    &["etcd", "etcdctl", "cc", "protoc", "setpriv", "mongod", "cargo", "rustc"];
+    &["etcd", "etcdctl", "cc", "protoc", "setpriv", "nginx", "mongod", "cargo", "rustc"];
 
 /// Installs by making stubs, as far as the test needs it.
 const APT_GET: &str = r#"
@@ -30,6 +30,7 @@ for package in "$@"; do
     etcd-client) programs=etcdctl ;;
     gcc) programs=cc ;;
     protobuf-compiler) programs=protoc ;;
+    nginx) programs=nginx ;;
     *) programs= ;;
     esac
     for program in $programs; do
@@ -118,6 +119,8 @@ impl Machine {
             .env("PATH", self.path("bin"))
             .env("BIN", self.path("bin"))
             .env("CALLS", &calls)
+            // On the `PATH` only, wherever this machine has one.
+            .env("MEEPO_TEST_NGINX", "nginx")
             .env("CARGO_HOME", self.path("no-cargo-home"))
             .output()
             .unwrap();
@@ -142,7 +145,7 @@ fn nothing_missing_needs_no_apt_no_root_and_no_words() {
 
 #[test]
 fn a_run_needs_less_than_the_tests() {
-    let machine = Machine::complete().without(&["mongod", "setpriv"]);
+    let machine = Machine::complete().without(&["mongod", "setpriv", "nginx"]);
     let outcome = machine.run("install-deps.sh", "run");
     assert_eq!((outcome.code, &*outcome.calls), (0, ""), "{}", outcome.stderr);
 }
@@ -179,6 +182,21 @@ fn a_fresh_etcd_is_not_left_running() {
     let outcome = Machine::complete().without(&["etcdctl"]).run("install-deps.sh", "run");
     assert_eq!(outcome.code, 0, "{}", outcome.stderr);
     assert!(!disabled.iter().any(|d| outcome.calls.contains(d)), "{}", outcome.calls);
+}
+
+/// Nor an nginx, which the tests need, on port 80.
+#[test]
+fn a_fresh_nginx_is_for_the_tests_only() {
+    let outcome = Machine::complete().without(&["nginx"]).run("install-deps.sh", "test");
+    assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+    assert!(outcome.calls.contains("install nginx\n"), "{}", outcome.calls);
+    assert!(outcome.stderr.contains("nginx service is left disabled"), "{}", outcome.stderr);
+    assert!(!outcome.stderr.contains("etcd"), "{}", outcome.stderr);
+    let machine = Machine::complete().without(&["nginx"]);
+    machine.stub("apt-get", "exit 100");
+    let outcome = machine.run("install-deps.sh", "test");
+    assert_eq!(outcome.code, 1);
+    assert!(outcome.stderr.contains("- nginx: the program nginx"), "{}", outcome.stderr);
 }
 
 #[test]
