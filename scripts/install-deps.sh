@@ -20,6 +20,7 @@ say() { printf 'deps: %s\n' "$*" >&2; }
 
 # The tests can be pointed at another etcd; a server run finds it on the PATH.
 etcd=etcd
+nginx=${MEEPO_TEST_NGINX:-nginx}
 if [ "$mode" = test ]; then etcd=${MEEPO_TEST_ETCD:-etcd}; fi
 
 missing=() # Debian package names
@@ -47,15 +48,6 @@ import "google/protobuf/struct.proto";' >"$scratch/p.proto"
     "${PROTOC:-protoc}" -I "$scratch" -o "$scratch/p" "$scratch/p.proto" >/dev/null 2>&1
 }
 
-# Debian's is where only root looks. The tests can be pointed at another.
-have_nginx() {
-    if [ -n "${MEEPO_TEST_NGINX:-}" ]; then
-        have "$MEEPO_TEST_NGINX"
-    else
-        have nginx || [ -x /usr/sbin/nginx ]
-    fi
-}
-
 find_missing() {
     missing=()
     reasons=()
@@ -71,7 +63,7 @@ find_missing() {
     fi
     if [ "$mode" = test ]; then
         have setpriv || need util-linux "the program setpriv, which ends what a killed test leaves"
-        have_nginx || need nginx "the program nginx, with which deploy/nginx is tested"
+        have "$nginx" || need nginx "the program nginx, with which deploy/nginx is tested"
         find_missing_for_mongod
     fi
 }
@@ -176,7 +168,7 @@ leave_disabled() {
     for service in "${fresh[@]}"; do
         # What apt could not install has no service.
         case $service in
-        nginx) have_nginx || continue ;;
+        nginx) have "$nginx" || continue ;;
         *) have "$service" || continue ;;
         esac
         if [ -d /run/systemd/system ]; then

@@ -119,8 +119,8 @@ impl Machine {
             .env("PATH", self.path("bin"))
             .env("BIN", self.path("bin"))
             .env("CALLS", &calls)
-            // On the `PATH` only, wherever this machine has one.
-            .env("MEEPO_TEST_NGINX", "nginx")
+            // Not that of this machine, which the scripts would find in /usr/sbin.
+            .env("MEEPO_TEST_NGINX", self.path("bin/nginx"))
             .env("CARGO_HOME", self.path("no-cargo-home"))
             .output()
             .unwrap();
