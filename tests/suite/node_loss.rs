@@ -127,3 +127,44 @@ async fn a_run_that_died_with_its_worker_is_repeated_and_what_ends_leaves_nothin
         assert_eq!((status, body["error"]["field"].as_str()), (400, Some(field)), "{body}");
     }
 }
+
+#[tokio::test]
+async fn claimed_slots_that_waited_when_their_worker_died_run_once_each() {
+    let cluster = quick().workers(3).start().await;
+    let api = cluster.api();
+    let (begun, gate) = (cluster.dir().join("begun"), cluster.dir().join("gate"));
+    let cmd = format!(
+        "echo $MEEPO_NODE $MEEPO_SLOT >> {}; until [ -e {} ]; do sleep 0.1; done",
+        begun.display(),
+        gate.display()
+    );
+    let spec = json!({"name": "queued", "cmd": cmd, "schedule": "* * * * * *", "max_runs": 3,
+        "concurrency": "queue(5)", "placement": "once", "on_node_loss": "rerun"});
+    apply(&api, spec).await;
+    let keys = eventually(SOON, "three slots are claimed", async || {
+        let out = cluster.etcd().ctl(&["get", "--prefix", "--keys-only", "/meepo/rerun/"]).await;
+        let keys: Vec<String> = out.stdout.split_whitespace().map(str::to_owned).collect();
+        if keys.len() == 3 { Ok(keys) } else { Err(out.stdout) }
+    })
+    .await;
+    let first = keys[0].split('/').nth(3).unwrap().to_owned();
+    assert!(keys.iter().all(|key| key.contains(&format!("/{first}/"))), "{keys:?}");
+    eventually(SOON, "the first has begun", async || {
+        if begun.exists() { Ok(()) } else { Err("not yet".to_owned()) }
+    })
+    .await;
+    // It is back before anybody takes it for dead.
+    cluster.worker(worker_of(&cluster, &first)).process().kill9();
+    cluster.worker(worker_of(&cluster, &first)).process().restart();
+    cluster.wait_online(worker_of(&cluster, &first)).await;
+    std::fs::write(&gate, "").unwrap();
+    wait_runs(&api, "job=queued&state=success", 3).await;
+    wait_no_keys(&cluster).await;
+    let done = runs(&api, "job=queued&state=success").await;
+    let mut slots: Vec<&str> = done.iter().map(|r| r["slot"].as_str().unwrap()).collect();
+    slots.sort_unstable();
+    slots.dedup();
+    assert_eq!((done.len(), slots.len()), (3, 3), "{done:?}");
+    // Only the one that was under way was begun twice.
+    assert_eq!(std::fs::read_to_string(&begun).unwrap().lines().count(), 4);
+}

@@ -18,7 +18,7 @@ use meepo_core::{
 use meepo_runtime::backoff::Backoff;
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::{runtime::Handle, sync::Notify};
@@ -33,12 +33,30 @@ pub struct Custody {
     lease_ttl: Duration,
     open: Mutex<HashMap<RunId, RerunRecord>>,
     lapsed: Notify,
+    promised: Arc<Mutex<HashMap<RunId, Promised>>>,
+}
+
+/// A further attempt of a run whose key is to be deleted first: while it is there, the
+/// leader may give the slot to another node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Promised {
+    /// etcd has not answered yet.
+    Open,
+    /// The leader was faster.
+    Gone,
 }
 
 impl Custody {
     /// None yet. `instance` is this process of the worker.
     pub fn new(node: NodeId, instance: String, lease_ttl: Duration) -> Self {
-        Self { node, instance, lease_ttl, open: Mutex::default(), lapsed: Notify::new() }
+        Self {
+            node,
+            instance,
+            lease_ttl,
+            open: Mutex::default(),
+            lapsed: Notify::new(),
+            promised: Arc::default(),
+        }
     }
 
     /// The record for the first run of a slot, if its job asks for one.
@@ -105,34 +123,74 @@ impl Custody {
     }
 
     /// The end of a run is durable here: its key goes. That of a run which this node had to
-    /// end, as it had lost its lease, is handed to the leader instead.
+    /// end, as it had lost its lease, is handed to the leader instead. `next` is the further
+    /// attempt that was promised with the end; see [`promised`](Self::promised).
     pub fn release(
         &self,
         record: &RunRecord,
+        next: Option<RunId>,
         etcd: &Etcd,
         tasks: &Handle,
         stop: &CancellationToken,
     ) {
         let Some(kept) = self.lock().remove(&record.run_id) else { return };
-        let key = keys::rerun(&self.node, record.run_id);
-        // Only what is there still: the leader may have moved it.
-        let ended = (record.code == Code::ETCD).then_some(RerunRecord { ended: true, ..kept });
-        let value = ended.map(|record| encode(&record));
-        let (etcd, stop) = (etcd.clone(), stop.clone());
+        let ended = (record.code == Code::ETCD).then_some(kept);
+        self.give_up(record.run_id, ended, next, etcd, tasks, stop);
+    }
+
+    /// Deletes the key of a run, or with `to_others` hands it to the leader, if it is there
+    /// still.
+    pub fn give_up(
+        &self,
+        run_id: RunId,
+        to_others: Option<RerunRecord>,
+        next: Option<RunId>,
+        etcd: &Etcd,
+        tasks: &Handle,
+        stop: &CancellationToken,
+    ) {
+        let key = keys::rerun(&self.node, run_id);
+        let value = to_others.map(|record| encode(&RerunRecord { ended: true, ..record }));
+        let (etcd, stop, promised) = (etcd.clone(), stop.clone(), self.promised.clone());
+        if let Some(next) = next {
+            locked(&promised).insert(next, Promised::Open);
+        }
         tasks.spawn(async move {
             let mut backoff = Backoff::new(Duration::from_secs(5));
-            while let Err(e) = etcd.put_there(&key, value.clone()).await {
-                debug!(key, error = %e, "cannot take a key back, will try again");
+            let was_there = loop {
+                match etcd.put_there(&key, value.clone()).await {
+                    Ok(was_there) => break was_there,
+                    Err(e) => debug!(key, error = %e, "cannot take a key back, will try again"),
+                }
                 tokio::select! {
                     () = stop.cancelled() => return,
                     () = tokio::time::sleep(backoff.next_wait()) => {}
                 }
+            };
+            match next {
+                Some(next) if was_there => drop(locked(&promised).remove(&next)),
+                Some(next) => drop(locked(&promised).insert(next, Promised::Gone)),
+                None => {}
             }
         });
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<RunId, RerunRecord>> {
-        // Nothing is left half done while the lock is held.
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Why a further attempt must not start, if it must not: its slot may be another node's.
+    pub fn promised(&self, next: RunId) -> Option<Promised> {
+        let mut promised = locked(&self.promised);
+        let found = promised.get(&next).copied();
+        if found == Some(Promised::Gone) {
+            promised.remove(&next);
+        }
+        found
     }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<RunId, RerunRecord>> {
+        locked(&self.open)
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing is left half done while the lock is held.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -22,7 +22,7 @@ use crate::{
 };
 use futures::FutureExt;
 use jiff::Timestamp;
-use meepo_coord::Etcd;
+use meepo_coord::{Etcd, records::RerunRecord};
 use meepo_core::{
     api::CronId,
     code::Code,
@@ -311,7 +311,7 @@ impl Engine {
             Err(e) => self.end_later(&record, &output, next.as_ref(), e).await,
         };
         if recorded {
-            self.release(&record);
+            self.release(&record, next.as_ref().map(|wait| wait.run_id));
         }
         if survives && recorded {
             self.surviving.forget(record.run_id).await;
@@ -360,13 +360,19 @@ impl Engine {
             return;
         }
         for r in records {
-            self.release(r);
+            self.release(r, None);
         }
     }
 
     /// The end of a run is recorded: nobody else is to run it.
-    fn release(&self, record: &RunRecord) {
-        self.custody.release(record, &self.etcd, &self.tasks, &self.stop);
+    fn release(&self, record: &RunRecord, next: Option<RunId>) {
+        self.custody.release(record, next, &self.etcd, &self.tasks, &self.stop);
+    }
+
+    /// The run of a claim that was not answered will not be: should its key be there, it goes,
+    /// or with `to_others` is handed to the leader.
+    pub(crate) fn give_up(&self, run_id: RunId, to_others: Option<RerunRecord>) {
+        self.custody.give_up(run_id, to_others, None, &self.etcd, &self.tasks, &self.stop);
     }
 
     /// Records that a run asked for by a key in etcd is not run, unless it is known, and
@@ -386,7 +392,7 @@ impl Engine {
             }
             this.metrics.ended(record.state);
             this.delete_key(key);
-            this.release(&record);
+            this.release(&record, None);
         });
     }
 

@@ -420,13 +420,14 @@ impl Etcd {
     }
 
     /// Writes, or with `None` deletes, a key that is there; one that is not stays so.
-    pub async fn put_there(&self, key: &str, value: Option<Vec<u8>>) -> Result<(), CoordError> {
+    /// Answers whether it was there.
+    pub async fn put_there(&self, key: &str, value: Option<Vec<u8>>) -> Result<bool, CoordError> {
         let op = match value {
             Some(value) => TxnOp::put(key, value, None),
             None => TxnOp::delete(key, None),
         };
         let there = Compare::version(key, CompareOp::Greater, 0);
-        self.txn(key, Txn::new().when([there]).and_then([op])).await.map(drop)
+        Ok(self.txn(key, Txn::new().when([there]).and_then([op])).await?.is_some())
     }
 
     /// Performs a transaction as it stands. Answers its revision if the comparison

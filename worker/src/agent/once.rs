@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use meepo_coord::{
     claim::{Claim, Claims, Wanted},
     keys,
-    records::{ClaimRecord, decode},
+    records::{ClaimRecord, decode, encode},
 };
 use meepo_core::{
     code::Code,
@@ -130,6 +130,7 @@ impl Agent {
             tree: slots.assignment.tree.clone(),
             on_node_loss: slots.assignment.on_node_loss,
             max_runs: slots.assignment.max_runs,
+            open: self.once.open.get(id).map(|(_, run_id)| *run_id),
         };
         self.tasks.spawn(claiming.all(todo, STAGGER.saturating_mul(place)));
     }
@@ -247,6 +248,8 @@ struct Claiming {
     tree: TreePath,
     on_node_loss: OnNodeLoss,
     max_runs: Option<u32>,
+    /// See [`Once::open`].
+    open: Option<RunId>,
 }
 
 impl Claiming {
@@ -283,10 +286,30 @@ impl Claiming {
             if let Claim::Exhausted { runs } = claim {
                 round.runs = Some(runs);
             }
+            if self.open == Some(run_id) {
+                self.close(run_id, slot, &claim, runs);
+            }
             self.settle(claim, item, slot, &mut round).await;
             round.dealt_with = Some(slot);
         }
         round
+    }
+
+    /// A claim that was not answered is settled: the key that may have been written with it
+    /// goes unless its run begins here. If the claim was this node's after all and
+    /// others have claimed later slots since, the leader has it run.
+    fn close(&self, run_id: RunId, slot: Timestamp, claim: &Claim, runs: bool) {
+        let custody = &self.engine.custody;
+        let Some(rerun) = custody.record(&self.job, &self.tree, self.on_node_loss, slot) else {
+            return;
+        };
+        match claim {
+            Claim::Won { .. } if runs => {}
+            Claim::Won { .. } => self.engine.give_up(run_id, None),
+            Claim::Lost { .. } | Claim::Exhausted { .. } => {
+                self.engine.give_up(run_id, Some(rerun));
+            }
+        }
     }
 
     async fn settle(&self, claim: Claim, item: Slot, slot: Timestamp, round: &mut Round) {
@@ -323,10 +346,21 @@ impl Claiming {
             let custody = &self.engine.custody;
             let rerun = custody.record(&self.job, &self.tree, self.on_node_loss, wanted.slot);
             let rerun = rerun.filter(|_| wanted.runs);
+            let mut unanswered = self.open == Some(wanted.run_id);
             loop {
                 let (job, node) = (&self.job, &self.engine.node);
                 let claim = self.claims.claim_at(job, &self.tree, node, wanted, rerun.as_ref());
-                match claim.await {
+                let mut claim = claim.await;
+                // It may have been won long ago, and the leader have moved the slot since.
+                if let (Ok(Claim::Won { .. }), Some(rerun), true) = (&claim, &rerun, unanswered) {
+                    let key = keys::rerun(node, wanted.run_id);
+                    claim = match self.engine.etcd.put_there(&key, Some(encode(rerun))).await {
+                        Ok(true) => claim,
+                        Ok(false) => Ok(Claim::Lost { claimed: wanted.slot }),
+                        Err(e) => Err(e),
+                    };
+                }
+                match claim {
                     Ok(claim) => {
                         if let (Claim::Won { .. }, Some(rerun)) = (&claim, rerun) {
                             self.engine.custody.took(wanted.run_id, rerun);
@@ -334,6 +368,7 @@ impl Claiming {
                         return claim;
                     }
                     Err(e) => {
+                        unanswered = true;
                         debug!(job = %self.job, slot = %wanted.slot, error = %e, "cannot claim, will try again");
                         tokio::time::sleep(backoff.next_wait()).await;
                     }

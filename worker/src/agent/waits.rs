@@ -5,7 +5,7 @@ use super::{
     Agent,
     overlap::{Asked, Request},
 };
-use crate::{engine::Plan, state::WaitEntry};
+use crate::{custody::Promised, engine::Plan, state::WaitEntry};
 use jiff::{SignedDuration, Timestamp};
 use meepo_core::{
     code::Code,
@@ -173,7 +173,14 @@ impl Agent {
                 // Others may take this node for dead.
                 self.waits.enter(now + NO_LEASE, asked);
             } else {
-                self.start(asked).await;
+                match self.engine.custody.promised(asked.plan.run_id) {
+                    None => self.start(asked).await,
+                    Some(Promised::Open) => self.waits.enter(now + NO_LEASE, asked),
+                    Some(Promised::Gone) => {
+                        let why = "the node was lost meanwhile and its slot left to others";
+                        self.skip(asked, Code::CONFLICT, why).await;
+                    }
+                }
             }
         }
     }
