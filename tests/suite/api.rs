@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
 /// What each operation of the document is called with here: path, body, status.
-fn example(method: &str, path: &str, run: &str) -> (String, Option<Value>, u16) {
+fn example(method: &str, path: &str, run: &str, task: &str) -> (String, Option<Value>, u16) {
     let spec = json!({"name": "every-path", "cmd": "echo x", "schedule": "@yearly"});
     let at = path.replace("{name}", "every-path");
     let exec = json!({"id": "1", "hosts": [NODE], "method": "sync.sh", "cmd": "echo x"});
@@ -20,6 +20,13 @@ fn example(method: &str, path: &str, run: &str) -> (String, Option<Value>, u16) 
         // It has ended.
         ("post", "/v1/runs/{id}/kill") => (path.replace("{id}", run), None, 409),
         (_, p) if p.starts_with("/v1/runs/{id}") => (p.replace("{id}", run), None, 200),
+        ("post", "/v1/tasks") => (at, Some(json!({"target": NODE, "cmd": "true"})), 201),
+        // It has ended, too.
+        ("post", "/v1/tasks/{id}/{verb}") => (format!("/v1/tasks/{task}/cancel"), None, 409),
+        (_, p) if p.starts_with("/v1/tasks/{id}") => (p.replace("{id}", task), None, 200),
+        // Others use the node that is there.
+        (_, "/v1/nodes/{id}/drain") => (path.replace("{id}", "no-such-node"), None, 404),
+        (_, "/v1/events") => (format!("{path}?follow=false"), None, 200),
         (_, "/v1/nodes/{id}") => (path.replace("{id}", NODE), None, 200),
         ("patch", "/v1/nodes/{id}/labels") => {
             (path.replace("{id}", NODE), Some(json!({"labels": {"zone": "a"}})), 200)
@@ -39,6 +46,11 @@ async fn every_path_of_the_document_answers() {
     apply(&api, json!({"name": "every-run", "cmd": "echo x"})).await;
     let run = trigger(&api, "every-run").await;
     wait_run(&api, &run, &["success"]).await;
+    let (status, task) = api.post("/v1/tasks", json!({"target": NODE, "cmd": "true"})).await;
+    assert_eq!(status, 201, "{task}");
+    let task = task["id"].as_str().unwrap();
+    // The answer ends when the task has.
+    assert_eq!(api.get(&format!("/v1/tasks/{task}/events")).await.0, 200);
     let (status, document) = api.get("/openapi.json").await;
     assert_eq!(status, 200);
     apply(&api, json!({"name": "every-path", "cmd": "echo x"})).await;
@@ -50,7 +62,7 @@ async fn every_path_of_the_document_answers() {
     assert!(operations.len() >= 22, "{}", operations.len());
     operations.sort_by_key(|(path, method, _)| (*method == "delete", path.as_str()));
     for (path, method, what) in operations {
-        let (at, body, want) = example(method, path, &run);
+        let (at, body, want) = example(method, path, &run, task);
         let (status, answer) = api.http(&method.to_uppercase(), &at, body.as_ref()).await;
         assert_eq!(status, want, "{method} {at}: {answer}");
         assert!(what["responses"][want.to_string()].is_object(), "{method} {path}: {want}");

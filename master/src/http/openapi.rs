@@ -33,6 +33,8 @@ use utoipa::OpenApi;
         nodes::list_nodes,
         h::get_node,
         nodes::label_node,
+        h::drain_node,
+        h::undrain_node,
         h::exec,
         h::exec_stream,
         h::cron_next,
@@ -72,6 +74,13 @@ mod tests {
             "/openapi.json",
         ] {
             assert!(paths.iter().any(|p| *p == path), "{path} in {paths:?}");
+        }
+        // Every route is documented: they stand in the source as `.route("/path", …)`.
+        let routes = include_str!("mod.rs").split(".route(\"").skip(1);
+        let routes: Vec<&str> = routes.filter_map(|r| r.split('"').next()).collect();
+        assert!(routes.len() > 20, "{routes:?}");
+        for route in routes {
+            assert!(paths.iter().any(|p| *p == route), "{route} in {paths:?}");
         }
         let json = document.to_json().unwrap();
         assert!(json.contains("\"JobSpec\"") && json.contains("\"ErrorBody\""));
