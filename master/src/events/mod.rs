@@ -26,6 +26,7 @@ use std::{
 };
 use teller::Teller;
 use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -58,8 +59,8 @@ struct Inner {
 struct State {
     /// The ring has begun.
     begun: bool,
-    /// etcd does not tell anything at the moment.
-    away: bool,
+    /// Since when etcd has not told anything.
+    away: Option<Instant>,
     head: i64,
     generation: u64,
 }
@@ -111,7 +112,12 @@ impl Events {
             };
             let wait = backoff.next_wait();
             warn!(reason, ?wait, "cannot follow what happens, will try again");
-            self.inner.state.send_modify(|s| s.away = true);
+            // Listeners count from the first failure on, and are woken by that one alone.
+            self.inner.state.send_if_modified(|s| {
+                let first = s.away.is_none();
+                s.away = s.away.or_else(|| Some(Instant::now()));
+                first
+            });
             tokio::time::sleep(wait).await;
         }
     }
@@ -145,7 +151,7 @@ impl Events {
             Ok(history) => history,
             Err(e) => return broken(e),
         };
-        self.inner.state.send_modify(|s| s.away = false);
+        self.inner.state.send_if_modified(|s| s.away.take().is_some());
         loop {
             let step = match history.next().await {
                 Ok(step) => step,

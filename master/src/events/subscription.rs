@@ -23,6 +23,8 @@ const ALIVE: Duration = Duration::from_secs(15);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long etcd may be away before listeners are sent to another master.
 const AWAY: Duration = Duration::from_secs(10);
+/// Longest time one listener may take to read what is older than the ring.
+const REPLAY: Duration = Duration::from_secs(120);
 /// History that is silent for so long has come to its end.
 const SILENT: Duration = Duration::from_secs(2);
 
@@ -61,6 +63,17 @@ struct Subscription {
     said: Instant,
 }
 
+/// How long a listener waits for the first list of a master that has just started.
+const FIRST_LIST: Duration = Duration::from_secs(2);
+
+/// Waits until etcd has been away for too long.
+async fn since(away: Option<Instant>) {
+    match away {
+        Some(since) => tokio::time::sleep_until(since + AWAY).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Counts a listener as long as it is there.
 struct Counted {
     events: Events,
@@ -77,8 +90,9 @@ impl Events {
     /// What happens, filtered. With `follow` it goes on until the receiver is gone.
     ///
     /// # Errors
-    /// When there are too many listeners, or etcd has not been read yet.
-    pub fn listen(
+    /// When there are too many listeners, or etcd has not been read for a while after the
+    /// start.
+    pub async fn listen(
         &self,
         filter: Filter,
         begin: Begin,
@@ -88,10 +102,12 @@ impl Events {
             let most = super::MAX_LISTENERS;
             ApiError::new(Code::BUSY, format!("{most} others listen to this master already"))
         })?;
-        let state = *self.inner.state.borrow();
-        if !state.begun {
+        // A master that has only just started knows in a moment.
+        let mut state = self.inner.state.subscribe();
+        let begun = tokio::time::timeout(FIRST_LIST, state.wait_for(|s| s.begun)).await;
+        let Ok(Ok(state)) = begun.map(|begun| begun.map(|state| *state)) else {
             return Err(ApiError::new(Code::ETCD, "etcd has not been read yet"));
-        }
+        };
         let cursor = match begin {
             Begin::Now => EventId::through(state.head),
             Begin::Recent(n) => self.ring().before_last(n, &filter),
@@ -173,7 +189,7 @@ impl Subscription {
                 // Nobody but others has written to etcd since: that is not told here.
                 () = tokio::time::sleep(SILENT), if self.until.is_some() => self.until = Some(0),
                 () = tokio::time::sleep_until(alive_at) => self.say(Item::At(self.cursor)).await?,
-                () = tokio::time::sleep(AWAY), if now.away => return Err(Some(self.resume(
+                () = since(now.away), if now.away.is_some() => return Err(Some(self.resume(
                     Code::ETCD,
                     "etcd does not tell this master anything",
                 ))),
@@ -189,11 +205,13 @@ impl Subscription {
     /// Tells what is older than the ring until the ring can go on, or begins behind a gap.
     /// To one who does not follow, until everything has been told.
     async fn replay(&mut self) -> Result<(), End> {
-        let replays = self.events.inner.replays.clone();
+        // One place in the queue, however often it is said meanwhile that this one waits.
+        let acquiring = self.events.inner.replays.clone().acquire_owned();
+        tokio::pin!(acquiring);
         let _place = loop {
             tokio::select! {
                 () = self.tx.closed() => return Err(None),
-                place = replays.clone().acquire_owned() => match place {
+                place = &mut acquiring => match place {
                     Ok(place) => break place,
                     Err(_) => return Ok(()),
                 },
@@ -212,7 +230,12 @@ impl Subscription {
             Err(e) => return Err(failed(e)),
         };
         let mut history = etcd.history(keys::EVERYTHING, from + 1).await.map_err(failed)?;
+        // Others wait for this place.
+        let patience = Instant::now() + REPLAY;
         loop {
+            if Instant::now() >= patience {
+                return Err(self.slow());
+            }
             let step = tokio::select! {
                 () = self.tx.closed() => return Err(None),
                 step = history.next() => step,
