@@ -7,7 +7,7 @@ ARGS ?=
 # Which tests: make test TESTS="deploy::"
 TESTS ?=
 
-.PHONY: help run test build check audit fmt bench clean deps-run deps-test
+.PHONY: help run test build dist check audit fmt bench clean deps-run deps-test
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -23,6 +23,9 @@ test: deps-test ## every test, against a real etcd and a real MongoDB
 
 build: deps-run ## every binary, in release
 	@$(CARGO) build --release --workspace --bins
+
+dist: deps-run ## every binary, as small as it gets, in target/dist: takes several minutes
+	@$(CARGO) build --profile dist -p meepo -p meepo-master -p meepo-worker --bins
 
 check: ## formatting, lints, documentation and, where cargo-deny is installed, licences
 	@$(CARGO) metadata --locked --format-version 1 >/dev/null

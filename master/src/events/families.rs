@@ -105,6 +105,27 @@ fn name(text: &str) -> Option<Name> {
     Name::new(text).ok()
 }
 
+/// Hashes a value whatever the order of its fields. Whether `serde_json` keeps the order
+/// it read is decided by what else is in the program.
+fn hash_sorted(value: &Value, hasher: &mut impl Hasher) {
+    match value {
+        Value::Object(fields) => {
+            let mut fields: Vec<_> = fields.iter().collect();
+            fields.sort_by_key(|(name, _)| *name);
+            fields.len().hash(hasher);
+            for (name, value) in fields {
+                name.hash(hasher);
+                hash_sorted(value, hasher);
+            }
+        }
+        Value::Array(values) => {
+            values.len().hash(hasher);
+            values.iter().for_each(|value| hash_sorted(value, hasher));
+        }
+        other => other.to_string().hash(hasher),
+    }
+}
+
 /// Definitions of jobs.
 struct Jobs;
 
@@ -127,7 +148,7 @@ impl Projection for Jobs {
                 let taken = json.as_object_mut().and_then(|o| o.remove("status"));
                 let read = taken.and_then(|s| serde_json::from_value(s).ok());
                 status = read.unwrap_or_default();
-                json.to_string().hash(&mut hasher);
+                hash_sorted(&json, &mut hasher);
             }
             Err(_) => value.hash(&mut hasher),
         }

@@ -60,6 +60,14 @@ enum Touch {
     Job,
 }
 
+/// Whether who gets the job depends on who else is there.
+fn chooses(variant: &Variant) -> bool {
+    match variant {
+        Variant::On(on) => on.spec.placement != Placement::Each || on.target.is_limited(),
+        _ => false,
+    }
+}
+
 impl Fleet {
     /// The jobs that have to be planned as a whole for `dirty`, and the writes that are
     /// known already for others.
@@ -81,7 +89,9 @@ impl Fleet {
             }
         };
         for (name, node) in &dirty.pairs {
-            if !dirty.nodes.contains(node) {
+            if self.has_lost(name, node) {
+                jobs.insert(name.clone());
+            } else if !dirty.nodes.contains(node) {
                 look(name, node, &mut jobs);
             }
         }
@@ -97,6 +107,13 @@ impl Fleet {
         (jobs, writes)
     }
 
+    /// Whether a job that chooses among nodes is no longer held by this one: another may
+    /// have to take its place, wherever the node has gone meanwhile.
+    fn has_lost(&self, name: &Name, id: &NodeId) -> bool {
+        let held = self.held.get(name).is_some_and(|h| h.contains_key(id));
+        !held && self.jobs.get(name).is_some_and(|job| job.variants.values().any(chooses))
+    }
+
     fn touch(&self, name: &Name, id: &NodeId, waiting: &Waiting) -> Touch {
         let held = self.held.get(name).and_then(|h| h.get(id));
         let write = |want| agree(name, id, held, want).map_or(Touch::Nothing, Touch::Write);
@@ -106,10 +123,6 @@ impl Fleet {
         }
         // A job that chooses among nodes may have to choose anew when one that holds it
         // changes, whatever decides for that node now.
-        let chooses = |v: &Variant| match v {
-            Variant::On(on) => on.spec.placement != Placement::Each || on.target.is_limited(),
-            _ => false,
-        };
         if held.is_some() && job.variants.values().any(chooses) {
             return Touch::Job;
         }
