@@ -11,7 +11,7 @@ use crate::{
 };
 use jiff::Timestamp;
 
-/// Which parts may leave [`PartState::Pending`](super::PartState::Pending).
+/// Which parts may leave [`PartState::Pending`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Released {
     /// All of them.
