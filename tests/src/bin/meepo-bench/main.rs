@@ -10,9 +10,11 @@
 
 mod entries;
 mod fleet;
+mod follow;
 mod http;
 mod idle;
 mod jobs;
+mod logs;
 mod machine;
 mod output;
 mod raw;
@@ -99,6 +101,10 @@ enum Part {
     Entries,
     /// Masters and etcd with thousands of simulated workers.
     Fleet,
+    /// Output on its way to the spool and to MongoDB.
+    Logs,
+    /// How late those who follow a run see a line.
+    Follow,
 }
 
 impl Args {
@@ -183,6 +189,19 @@ async fn bench(args: &Args) -> Result<()> {
     if args.only.contains(&Part::Requests) && !args.wants(Part::Rounds) {
         found = requests(args.rounds, span).await?;
     }
+    if args.wants(Part::Logs) {
+        let logs = logs::LogLines::new().await;
+        // The first is not what is asked for.
+        for n in 0..=args.rounds {
+            keep(&mut found, logs.round().await?, n);
+        }
+    }
+    if args.wants(Part::Follow) {
+        let follow = follow::Follow::new().await?;
+        for n in 0..=args.rounds {
+            keep(&mut found, follow.round(span.max(Duration::from_secs(2))).await?, n);
+        }
+    }
     let sustained = match args.wants(Part::Sustained) {
         true => sustained::measure(args.rounds, args.due).await?,
         false => Vec::new(),
@@ -207,6 +226,13 @@ async fn bench(args: &Args) -> Result<()> {
             .with_context(|| format!("cannot write {}", file.display()))?;
     }
     Ok(())
+}
+
+/// Keeps what round `n` yielded, unless it was to warm up.
+fn keep(found: &mut Found, yielded: Vec<(&'static str, Round)>, n: u32) {
+    for (name, round) in yielded.into_iter().filter(|_| n > 0) {
+        found.entry(name).or_default().rounds.push(round);
+    }
 }
 
 /// Idle processes of a cluster of their own, without and with jobs.

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use std::fmt::Write;
 
 /// What a row of the table is called, in the order of the table.
-const ROWS: [(&str, &str); 18] = [
+const ROWS: [(&str, &str); 25] = [
     ("raw", "spawn + wait, one thread"),
     ("raw_all", "spawn + wait, a thread per CPU"),
     ("http", "GET /healthz, one at a time"),
@@ -34,9 +34,16 @@ const ROWS: [(&str, &str); 18] = [
     ("cat", "512 MiB to cat > /dev/null (MiB per s)"),
     ("flood", "512 MiB of a job, head kept (MiB/s)"),
     ("flood_tail", "512 MiB of a job, tail kept (MiB/s)"),
+    ("spool_raw", "512 lines to a plain table (lines/s)"),
+    ("spool", "512 lines to the spool (lines/s)"),
+    ("mongo_bulk", "2,048 lines, plain insert (lines/s)"),
+    ("mongo_lines", "64 lines, spool to MongoDB (lines/s)"),
+    ("follow_leader", "a line to a follower at the leader"),
+    ("follow_other", "the same at another master"),
+    ("follow_many", "the same, 300 followers at both"),
 ];
 /// What is concluded from which two series.
-const CONCLUSIONS: [(&str, &str, &str, &str, How); 10] = [
+const CONCLUSIONS: [(&str, &str, &str, &str, How); 12] = [
     ("exec_overhead_ms", "/v1/exec takes longer than a raw command by", "exec", "raw", How::Longer),
     ("exec_to_raw", "/v1/exec to a raw command, time", "exec", "raw", How::Times),
     ("exec_8_to_raw_all", "/v1/exec, 8 in flight, to raw, rate", "exec_8", "raw_all", How::Share),
@@ -71,6 +78,14 @@ const CONCLUSIONS: [(&str, &str, &str, &str, How); 10] = [
     ),
     ("flood_to_cat", "flood of output, head kept, to cat, rate", "flood", "cat", How::Share),
     ("flood_tail_to_cat", "the same, tail kept", "flood_tail", "cat", How::Share),
+    ("spool_to_raw", "lines to the spool to a plain table, rate", "spool", "spool_raw", How::Share),
+    (
+        "lines_to_bulk",
+        "lines from a worker to MongoDB to a plain insert",
+        "mongo_lines",
+        "mongo_bulk",
+        How::Share,
+    ),
 ];
 const BINARIES: [&str; 3] = ["meepo", "meepo-master", "meepo-worker"];
 const MIB: f64 = (1 << 20) as f64;
