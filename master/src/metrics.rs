@@ -43,6 +43,10 @@ meepo_runtime::metrics! {
     events: Counter = "events", "Events told by what changes in etcd";
     listeners: Gauge = "event_listeners", "Those who listen to events now";
     listeners_cut: Counter = "event_listeners_cut", "Listeners that were cut off because they were too slow";
+    followers: Gauge = "followers", "Those who follow the output of a run at this master";
+    feeds: Gauge = "feeds", "Streams of output to this master, from workers or from the leader: one for each followed run";
     reconciled: Family<Mismatch, Counter> = "reconciled", "Mismatches between workers and records, by kind, that were dealt with";
     received: Counter = "received_items", "Runs and pieces of output taken for the log store";
+    receiving: Gauge = "receiving_bytes", "Bytes of batches from workers on their way to the log store";
+    receiving_refused: Counter = "receiving_refused", "Batches from workers refused because too many were on their way";
 }

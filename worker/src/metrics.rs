@@ -22,11 +22,15 @@ meepo_runtime::metrics! {
     spool_errors: Counter = "spool_errors", "Records or output that could not be spooled";
     delivered: Counter = "delivered_items", "Items delivered to the log store";
     delivery_errors: Counter = "delivery_errors", "Failed tries to deliver to the log store";
+    delivery_refused: Counter = "delivery_refused_items", "Items that the log store refuses for good, dropped";
     claims_won: Counter = "claims_won", "Slots claimed by this node";
     claims_lost: Counter = "claims_lost", "Slots that another node had claimed";
     spool_items: Gauge = "spool_items", "Items waiting in the spool";
     spool_bytes: Gauge = "spool_bytes", "Bytes waiting in the spool";
-    spool_dropped: Gauge = "spool_dropped_chunks", "Output chunks dropped by a full spool";
+    spool_backlog: Gauge = "spool_backlog_items", "Items among them that are the backlog of an outage";
+    spool_dropped: Gauge = "spool_dropped_chunks", "Output chunks dropped for want of room or for their age";
+    spool_dropped_bytes: Gauge = "spool_dropped_bytes", "Bytes of output in them";
+    spool_dropped_records: Gauge = "spool_dropped_records", "Records of runs dropped because they alone had filled the spool, or for their age";
     spool_age: Gauge = "spool_age_seconds", "Age of the oldest item in the spool";
     log_store_refuses: Gauge = "log_store_refuses", "1 while the log store takes nothing";
     state_pending: Gauge = "state_pending", "Operations that wait for the state file";
@@ -42,6 +46,8 @@ meepo_runtime::metrics! {
     lag_max_ms: Gauge = "schedule_lag_max_milliseconds", "The largest such lag of the last minute";
     looked_age: Gauge = "schedule_idle_seconds", "Time since the scheduler last looked at what is due";
     orders_refused: Counter = "orders_refused", "Orders of a master that had been replaced, not carried out";
+    follows: Counter = "follows", "Streams of output begun to the leading master";
+    follow_streams: Gauge = "follow_streams", "Streams of output to the leading master now: one for each followed run";
     session: Gauge = "session_up", "1 while the session stream to the leading master is up";
 }
 

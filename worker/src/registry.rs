@@ -7,7 +7,7 @@ use std::{
     collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// Ended runs that are remembered.
 const REMEMBERED: usize = 128;
@@ -16,6 +16,8 @@ const REMEMBERED: usize = 128;
 #[derive(Clone, Default)]
 pub struct Registry {
     inner: Arc<Mutex<Inner>>,
+    /// Tells those who wait for a run that one was entered.
+    entered: Arc<Notify>,
 }
 
 #[derive(Default)]
@@ -56,6 +58,7 @@ impl Registry {
             stage: watch::Sender::default(),
         };
         self.lock().runs.insert(record.run_id, entry);
+        self.entered.notify_waiters();
     }
 
     /// Its process was started.
@@ -133,6 +136,20 @@ impl Registry {
     /// The stages of a run, if it is known.
     pub fn watch(&self, run_id: RunId) -> Option<watch::Receiver<Stage>> {
         self.lock().runs.get(&run_id).map(|entry| entry.stage.subscribe())
+    }
+
+    /// Waits until a run is known; answers its stages.
+    pub async fn appears(&self, run_id: RunId) -> watch::Receiver<Stage> {
+        loop {
+            let entered = self.entered.notified();
+            tokio::pin!(entered);
+            // Before the look, so that nothing is missed in between.
+            entered.as_mut().enable();
+            if let Some(stage) = self.watch(run_id) {
+                return stage;
+            }
+            entered.await;
+        }
     }
 
     /// Ids of the runs that have not ended.
@@ -223,6 +240,20 @@ mod tests {
             "cmd": "x", "state": "running", "code": 0, "output_bytes": 0, "dropped_bytes": 0,
         });
         RunRecord { state, node: Name::new("n").unwrap(), ..serde_json::from_value(json).unwrap() }
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_run_is_told_when_it_is_entered() {
+        let registry = Registry::default();
+        let running = record(RunState::Running);
+        let waiting = registry.appears(running.run_id);
+        tokio::pin!(waiting);
+        assert!(futures::poll!(&mut waiting).is_pending());
+        registry.enter(&RunRecord { run_id: RunId(uuid::Uuid::nil()), ..running.clone() });
+        assert!(futures::poll!(&mut waiting).is_pending());
+        registry.enter(&running);
+        waiting.await;
+        registry.appears(running.run_id).await;
     }
 
     #[tokio::test]

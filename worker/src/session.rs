@@ -9,8 +9,10 @@ use crate::{
     engine::{Engine, Plan},
     health::{Identity, Registration, VERSION},
     link::{Leader, MAX_MESSAGE, MasterLink},
+    metrics::Metrics,
     process::KillReason,
     registry::{Event, Stages},
+    state::born,
 };
 use anyhow::Context;
 use jiff::Timestamp;
@@ -25,6 +27,7 @@ use meepo_proto::internal::{
     self as pb, master_frame::Frame as Order, worker_frame::Frame as Answer,
 };
 use meepo_runtime::backoff::Backoff;
+use prometheus_client::metrics::gauge::Gauge;
 use std::{
     collections::HashMap,
     pin::pin,
@@ -41,6 +44,10 @@ use tracing::{info, warn};
 
 /// Synchronous commands at the same time; more are refused as busy.
 const MAX_EXEC: usize = 256;
+/// How long a run that is followed may take to appear …
+const APPEARS: Duration = Duration::from_secs(5);
+/// … when it was decided on so recently.
+const FRESH: Duration = Duration::from_secs(15);
 
 /// Keeps a session with whichever master leads, while the node is registered, until
 /// `stop` is cancelled.
@@ -236,6 +243,7 @@ impl Session {
             let run = engine.execute(plan, begun, None, |_| None);
             let tell = async {
                 if let Some(stage) = stage {
+                    let _counted = Counted::new(&engine.metrics);
                     follow(run_id, Stages::new(stage, 0), &out, follower, follows).await;
                 }
             };
@@ -252,15 +260,34 @@ impl Session {
     }
 
     fn follow(&self, run_id: RunId, from: u64, out: Out) {
-        match self.engine.registry.watch(run_id) {
-            Some(stage) => {
-                let (token, follows) = (self.follower(run_id), self.follows.clone());
-                tokio::spawn(async move {
-                    follow(run_id, Stages::new(stage, from), &out, token, follows).await;
-                });
-            }
-            None => unknown(run_id, out),
-        }
+        let (token, follows) = (self.follower(run_id), self.follows.clone());
+        let engine = self.engine.clone();
+        tokio::spawn(async move {
+            let known = async {
+                match engine.registry.watch(run_id) {
+                    Some(stage) => Some(stage),
+                    // It may have been asked for a moment ago.
+                    None if is_fresh(run_id) => {
+                        tokio::time::timeout(APPEARS, engine.registry.appears(run_id)).await.ok()
+                    }
+                    None => None,
+                }
+            };
+            let stage = tokio::select! {
+                () = token.cancelled() => return,
+                stage = known => stage,
+            };
+            let Some(stage) = stage else {
+                let mut follows = follows.lock().unwrap_or_else(PoisonError::into_inner);
+                // As below: the guard may be another's by now.
+                if !token.is_cancelled() {
+                    follows.remove(&run_id);
+                }
+                return unknown(run_id, out);
+            };
+            let _counted = Counted::new(&engine.metrics);
+            follow(run_id, Stages::new(stage, from), &out, token, follows).await;
+        });
     }
 
     /// Enters a run as followed; an earlier follower of it ends.
@@ -309,6 +336,29 @@ async fn follow(
             }
         }
     }
+}
+
+/// Counts a stream of output as long as it lives.
+struct Counted(Gauge);
+
+impl Counted {
+    fn new(metrics: &Metrics) -> Self {
+        metrics.follows.inc();
+        metrics.follow_streams.inc();
+        Self(metrics.follow_streams.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// Whether a run may be on its way here still. Clocks differ.
+fn is_fresh(run_id: RunId) -> bool {
+    let now = Timestamp::now().as_millisecond();
+    now - born(run_id) < FRESH.as_millis() as i64
 }
 
 fn unknown(run_id: RunId, out: Out) {

@@ -38,12 +38,14 @@ pub(crate) async fn follow(
     let mut after: Option<u64> = None;
     let mut give_up = Instant::now() + PATIENCE;
     loop {
+        let mut told = false;
         let query = [("follow", Some("true".to_owned())), ("after", after.map(|a| a.to_string()))];
         let error =
             match client.stream(Method::GET, &["runs", &id, "output"], &query, None::<&()>).await {
                 Ok(mut events) => loop {
                     match events.next::<FollowEvent>().await {
                         Ok(Some(event)) => {
+                            told = true;
                             give_up = Instant::now() + PATIENCE;
                             on(Piece::Event(&event))?;
                             match event {
@@ -78,7 +80,10 @@ pub(crate) async fn follow(
         if !passing || Instant::now() >= give_up {
             return Err(error);
         }
-        tokio::time::sleep(PAUSE).await;
+        // A stream that broke goes on at once, unless that breaks too.
+        if !told {
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     error::{ApiError, ApiResult},
-    ops::{ExecItem, FollowItem},
+    ops::ExecItem,
 };
 use axum::{
     Json,
@@ -19,8 +19,7 @@ use jiff::Timestamp;
 use meepo_core::{
     api::{
         Action, Applied, DrainRequest, ErrorBody, ExecEvent, ExecHost, ExecRequest, ExecResponse,
-        ExecStreamRequest, FollowEvent, HostAnswer, NodeView, OutputPage, RunList, RunRef,
-        TriggerRequest, Triggered,
+        ExecStreamRequest, HostAnswer, NodeView, RunList, RunRef, TriggerRequest, Triggered,
     },
     calendar::{self, Schedule},
     code::Code,
@@ -38,8 +37,6 @@ use std::collections::HashMap;
 
 /// Most slots in one answer.
 const MAX_NEXT: usize = 1000;
-/// Chunks in one page of output unless asked otherwise.
-const OUTPUT_PAGE: usize = 1000;
 
 /// Alive: the process answers.
 #[utoipa::path(get, path = "/healthz", tag = "meepo", responses((status = 200)))]
@@ -218,48 +215,6 @@ pub(super) async fn get_run(
     RunPath(id): RunPath,
 ) -> ApiResult<Json<RunRecord>> {
     Ok(Json(app.ops.get_run(id).await?))
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct OutputParams {
-    #[serde(default, deserialize_with = "read::number")]
-    after: Option<u64>,
-    #[serde(default, deserialize_with = "read::number")]
-    limit: Option<usize>,
-    #[serde(default, deserialize_with = "read::flag")]
-    follow: Option<bool>,
-}
-
-/// What a run wrote; with `follow=true` also what it is yet to write, as one
-/// `FollowEvent` a line.
-#[utoipa::path(get, path = "/v1/runs/{id}/output", tag = "runs",
-    params(("id" = String, Path, description = "The run"),
-        ("after" = Option<u64>, Query, description = "Only what comes after this position"),
-        ("limit" = Option<usize>, Query, description = "Pieces; default 1000, at most 10000"),
-        ("follow" = Option<bool>, Query, description = "Stream until the run ends")),
-    responses((status = 200, body = OutputPage),
-        (status = 200, body = FollowEvent, content_type = "application/x-ndjson"),
-        (status = 404, body = ErrorBody)))]
-pub(super) async fn output(
-    State(app): State<App>,
-    RunPath(id): RunPath,
-    Params(p): Params<OutputParams>,
-) -> ApiResult<Response> {
-    if p.follow == Some(true) {
-        let items = app.ops.follow(id, p.after).await?;
-        let event = |item| match item {
-            FollowItem::Output(chunk) => FollowEvent::Output(view(chunk)),
-            FollowItem::End(record) => FollowEvent::End(record),
-            FollowItem::Error(e) => FollowEvent::Error(e.0),
-        };
-        return Ok(ndjson(items, event, app.stop));
-    }
-    let limit = p.limit.unwrap_or(OUTPUT_PAGE);
-    let (chunks, complete) = app.ops.output(id, p.after, limit).await?;
-    let next_after = chunks.last().map(|c| c.seq);
-    let chunks = chunks.into_iter().map(view).collect();
-    Ok(Json(OutputPage { chunks, next_after, complete }).into_response())
 }
 
 /// Asks for the end of a run.

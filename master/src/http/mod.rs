@@ -7,6 +7,7 @@ mod handlers;
 mod jobs;
 mod nodes;
 mod openapi;
+mod output;
 mod ready;
 mod stream;
 mod tasks;
@@ -72,7 +73,7 @@ fn router(app: App) -> Router {
         .route("/v1/jobs/{name}/next", get(h::next_slots))
         .route("/v1/runs", get(h::list_runs))
         .route("/v1/runs/{id}", get(h::get_run))
-        .route("/v1/runs/{id}/output", get(h::output))
+        .route("/v1/runs/{id}/output", get(output::output))
         .route("/v1/runs/{id}/kill", post(h::kill_run))
         .route("/v1/nodes", get(nodes::list_nodes))
         .route("/v1/nodes/{id}", get(h::get_node))

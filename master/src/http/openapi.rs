@@ -1,6 +1,6 @@
 //! The OpenAPI document, made from the handlers and the types they use.
 
-use super::{handlers as h, nodes, tasks as t};
+use super::{handlers as h, nodes, output, tasks as t};
 use utoipa::OpenApi;
 
 #[derive(OpenApi)]
@@ -28,7 +28,7 @@ use utoipa::OpenApi;
         h::next_slots,
         h::list_runs,
         h::get_run,
-        h::output,
+        output::output,
         h::kill_run,
         nodes::list_nodes,
         h::get_node,

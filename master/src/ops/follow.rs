@@ -1,27 +1,35 @@
-//! Output as it comes: from the worker while the run is active, from the log store
-//! once it has ended.
+//! Output as it comes, to any number of readers.
+//!
+//! ```text
+//! worker ─► leader: feed ─┬─► its readers
+//!                         └─► another master: feed ─► its readers
+//! ```
+//!
+//! Each master has one stream of a run, however many read; positions of the output have
+//! no gaps while it is live, so whoever loses a stream goes on where he was, at any master.
+
+mod feed;
+mod source;
+
+pub use feed::Feeds;
 
 use super::Ops;
-use crate::{
-    error::{ApiError, ApiResult},
-    sessions::Event,
-};
+use crate::error::{ApiError, ApiResult};
+use feed::{Feed, Last, Read};
 use jiff::{SignedDuration, Timestamp};
 use meepo_core::{
-    code::Code,
     id::{NodeId, RunId},
     run::{OutputChunk, RunRecord},
 };
-use std::time::Duration;
-use tokio::{sync::mpsc, time::Instant};
+use prometheus_client::metrics::gauge::Gauge;
+use source::Source;
+use std::sync::Arc;
+use tokio::sync::mpsc;
 
 /// Items on their way to the caller.
 const BACKLOG: usize = 256;
 /// Chunks read from the log store at once.
 const PAGE: usize = 256;
-/// How long a run that is on its way to its worker, or whose end is on its way to the
-/// log store, is waited for.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// A run id younger than this may belong to a run that nobody knows yet.
 const FRESH: SignedDuration = SignedDuration::from_secs(10);
 
@@ -50,18 +58,37 @@ impl Ops {
         run_id: RunId,
         after: Option<u64>,
     ) -> ApiResult<mpsc::Receiver<FollowItem>> {
-        let found = self.locate(run_id).await?;
-        if matches!(found, Found::Nowhere) && !is_fresh(run_id) {
-            return Err(ApiError::not_found("run", run_id));
-        }
-        let next = after.map_or(0, |a| a + 1);
-        if self.term().is_none() && !matches!(found, Found::Ended(_)) {
-            return self.follow_at_leader(run_id, after).await;
-        }
+        let next = after.map_or(0, |a| a.saturating_add(1));
+        let from = match self.feeds.find(run_id, next) {
+            Some(feed) => From::Feed(feed),
+            None => self.begin(run_id, next).await?,
+        };
         let (tx, rx) = mpsc::channel(BACKLOG);
-        let follower = Follower { ops: self.clone(), run_id, next, tx };
-        tokio::spawn(follower.run(found));
+        let counted = Counted::new(&self.metrics.followers);
+        let reader = Reader { ops: self.clone(), run_id, next, tx, _counted: counted };
+        tokio::spawn(reader.run(from));
         Ok(rx)
+    }
+
+    /// Where to read a run from whose feed is yet to begin.
+    async fn begin(&self, run_id: RunId, next: u64) -> ApiResult<From> {
+        let found = match self.locate(run_id).await? {
+            // Everybody reads by himself what does not change any more.
+            Found::Ended(record) => return Ok(From::Store(record)),
+            Found::Nowhere if !is_fresh(run_id) => return Err(ApiError::not_found("run", run_id)),
+            found => found,
+        };
+        // Asked now, so that what the leader refuses is an answer and no broken stream.
+        let at_leader = match self.term() {
+            Some(_) => None,
+            None => Some(self.follow_at_leader(run_id, next.checked_sub(1)).await?),
+        };
+        let (feed, filler) = self.feeds.begin(self, run_id, next);
+        if let Some(filler) = filler {
+            let source = Source { ops: self.clone(), run_id, next, feed: filler };
+            tokio::spawn(source.run(found, at_leader));
+        }
+        Ok(From::Feed(feed))
     }
 
     async fn locate(&self, run_id: RunId) -> ApiResult<Found> {
@@ -87,78 +114,87 @@ pub(super) fn is_fresh(run_id: RunId) -> bool {
     born.is_some_and(|b| Timestamp::now().duration_since(b) < FRESH)
 }
 
-struct Follower {
+/// Where a reader reads.
+enum From {
+    Feed(Arc<Feed>),
+    Store(Box<RunRecord>),
+}
+
+/// One of those who follow a run.
+struct Reader {
     ops: Ops,
     run_id: RunId,
     next: u64,
     tx: mpsc::Sender<FollowItem>,
-}
-
-/// How following a run at its worker ended.
-enum Live {
-    /// The run has ended.
-    Ended(Box<RunRecord>),
-    /// The session broke.
-    Broken,
-    /// The worker does not know the run, or is not connected.
-    Unknown,
+    _counted: Counted,
 }
 
 /// The caller is gone.
 struct Gone;
 
-impl Follower {
-    async fn run(mut self, found: Found) {
+impl Reader {
+    async fn run(mut self, mut from: From) {
         // The caller being gone is the one end nobody needs to hear of.
-        let _ = self.tell(found).await;
-    }
-
-    async fn tell(&mut self, mut found: Found) -> Result<(), Gone> {
-        let mut patience = Instant::now() + PATIENCE;
-        let mut wait = Duration::from_millis(20);
         loop {
-            match found {
-                Found::Ended(record) => {
-                    if let Err(e) = self.stored().await? {
-                        return self.send(FollowItem::Error(e)).await;
-                    }
-                    return self.send(FollowItem::End(record)).await;
-                }
-                Found::On(node) => {
-                    match self.live(&node).await? {
-                        Live::Ended(record) => return self.send(FollowItem::End(record)).await,
-                        // It may have run for long without a word.
-                        Live::Broken => patience = Instant::now() + PATIENCE,
-                        Live::Unknown => {}
-                    }
-                }
-                Found::Nowhere => {}
-            }
-            if Instant::now() > patience {
-                let message = "the node that runs it cannot be reached";
-                let error = ApiError::new(Code::HOST_OFFLINE, message);
-                return self.send(FollowItem::Error(error)).await;
-            }
-            // On its way to its worker, or its end on its way to the log store.
-            tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(Duration::from_millis(500));
-            found = match self.ops.locate(self.run_id).await {
-                Ok(found) => found,
-                Err(e) => return self.send(FollowItem::Error(e)).await,
+            let done = match from {
+                From::Feed(feed) => self.read(&feed).await,
+                From::Store(record) => self.stored(record).await.map(Some),
             };
+            let last = match done {
+                Err(Gone) => return,
+                Ok(Some(last)) => last,
+                // What comes next is not in the feed any more.
+                Ok(None) => match self.ops.begin(self.run_id, self.next).await {
+                    Ok(again) => {
+                        from = again;
+                        continue;
+                    }
+                    Err(e) => FollowItem::Error(e),
+                },
+            };
+            let _ = self.send(last).await;
+            return;
         }
     }
 
-    /// Everything the log store has from `next` on.
-    async fn stored(&mut self) -> Result<ApiResult<()>, Gone> {
+    /// Reads along with a feed; answers how it ends, or nothing if this one is too slow for
+    /// it.
+    async fn read(&mut self, feed: &Feed) -> Result<Option<FollowItem>, Gone> {
+        let mut changes = feed.changes();
+        loop {
+            // Marked as seen before looking, so that nothing is missed in between.
+            changes.mark_unchanged();
+            match feed.read(self.next) {
+                Read::Chunks(chunks) => {
+                    for chunk in chunks {
+                        self.next = chunk.seq + 1;
+                        self.send(FollowItem::Output((*chunk).clone())).await?;
+                    }
+                }
+                Read::Last(Last::End(record)) => {
+                    return Ok(Some(FollowItem::End(Box::new((*record).clone()))));
+                }
+                Read::Last(Last::Error(e)) => return Ok(Some(FollowItem::Error(e))),
+                Read::Missed => return Ok(None),
+                Read::Nothing => tokio::select! {
+                    // The sender lives as long as the feed.
+                    _ = changes.changed() => {}
+                    () = self.tx.closed() => return Err(Gone),
+                },
+            }
+        }
+    }
+
+    /// Everything the log store has from `next` on, of a run that has ended.
+    async fn stored(&mut self, record: Box<RunRecord>) -> Result<FollowItem, Gone> {
         loop {
             let after = self.next.checked_sub(1);
             let chunks = match self.ops.store.output(self.run_id, after, PAGE).await {
                 Ok(chunks) => chunks,
-                Err(e) => return Ok(Err(e.into())),
+                Err(e) => return Ok(FollowItem::Error(e.into())),
             };
             if chunks.is_empty() {
-                return Ok(Ok(()));
+                return Ok(FollowItem::End(record));
             }
             for chunk in chunks {
                 self.next = chunk.seq + 1;
@@ -167,28 +203,23 @@ impl Follower {
         }
     }
 
-    /// What the worker tells.
-    async fn live(&mut self, node: &NodeId) -> Result<Live, Gone> {
-        let subscription = self.ops.sessions.follow(node, self.run_id, self.next);
-        let Some(mut subscription) = subscription else { return Ok(Live::Unknown) };
-        loop {
-            let event = tokio::select! {
-                event = subscription.next() => event,
-                () = self.tx.closed() => return Err(Gone),
-            };
-            match event {
-                Event::Output(chunk) => {
-                    self.next = chunk.seq + 1;
-                    self.send(FollowItem::Output(chunk)).await?;
-                }
-                Event::Ended(record) => return Ok(Live::Ended(Box::new((*record).clone()))),
-                Event::Unknown => return Ok(Live::Unknown),
-                Event::Disconnected => return Ok(Live::Broken),
-            }
-        }
-    }
-
     async fn send(&self, item: FollowItem) -> Result<(), Gone> {
         self.tx.send(item).await.map_err(|_| Gone)
+    }
+}
+
+/// Counts itself as long as it lives.
+struct Counted(Gauge);
+
+impl Counted {
+    fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }

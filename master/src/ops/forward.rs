@@ -106,7 +106,7 @@ impl Ops {
         let (channel, term) = self.leader_channel()?;
         let mut client = RunsClient::new(channel);
         let begun = self.leader.begin(term, client.output(forwarded(request)));
-        let mut events = begun.await?.into_inner();
+        let mut events = begun.await.map_err(only_read)?.into_inner();
         let (tx, rx) = mpsc::channel(BACKLOG);
         tokio::spawn(async move {
             loop {
@@ -126,7 +126,7 @@ impl Ops {
                     }
                     Ok(Some(_)) => continue,
                     Ok(None) => return,
-                    Err(status) => FollowItem::Error(broken(&status)),
+                    Err(status) => FollowItem::Error(only_read(broken(&status))),
                 };
                 let last = !matches!(item, FollowItem::Output(_));
                 if tx.send(item).await.is_err() || last {
@@ -145,20 +145,23 @@ impl Ops {
         let client = MastersClient::new(channel);
         let mut client = client.max_decoding_message_size(MAX_LIVE);
         let asked = Box::pin(self.leader.begin(term, client.live(forwarded(request)))).await;
-        let answer = asked.map_err(|e| match e.0.code {
-            // Nothing was to take effect.
-            Code::UNKNOWN_OUTCOME => {
-                ApiError::new(Code::NO_LEADER, "the leading master does not answer")
-            }
-            _ => e,
-        })?;
-        let answer = answer.into_inner();
+        let answer = asked.map_err(only_read)?.into_inner();
         let live = answer.nodes.into_iter().filter_map(|n| {
             let at = jiff::Timestamp::from_millisecond(n.at_ms).ok()?;
             let live = n.heartbeat.map(|beat| live_from(&beat, at));
             Some((Name::new(&n.node).ok()?, live))
         });
         Ok(live.collect())
+    }
+}
+
+/// The failure of a call that changes nothing: it may be made again.
+fn only_read(e: ApiError) -> ApiError {
+    match e.0.code {
+        Code::UNKNOWN_OUTCOME => {
+            ApiError::new(Code::NO_LEADER, "the leading master does not answer")
+        }
+        _ => e,
     }
 }
 

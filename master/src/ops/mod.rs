@@ -14,7 +14,7 @@ mod tasks;
 mod tree;
 
 pub use exec::{DEFAULT_TIMEOUT, ExecItem, Host};
-pub use follow::FollowItem;
+pub use follow::{Feeds, FollowItem};
 pub use forward::FORWARDED;
 pub use leader::LeaderLink;
 pub use live::LiveNodes;
@@ -51,6 +51,8 @@ pub struct Ops {
     pub key_lease: KeyLease,
     /// Streams of workers, while this master leads.
     pub sessions: Sessions,
+    /// Runs that are followed at this master.
+    pub feeds: Feeds,
     /// What happens in the fleet.
     pub events: Events,
     /// Who leads.
