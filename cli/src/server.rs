@@ -139,6 +139,8 @@ async fn with_etcd(
         task_slots: meepo_worker::default_task_slots(),
         cgroup_root: None,
         spool_limit: 1 << 30,
+        spool_max_age: meepo_worker::config::DEFAULT_MAX_AGE,
+        catchup_rate: meepo_worker::config::DEFAULT_CATCHUP,
         log_format: LogFormat::Text,
         labels: BTreeMap::new(),
     })

@@ -33,6 +33,7 @@ pub struct Builder {
     pub(crate) labels: Vec<(usize, String)>,
     pub(crate) master_args: Vec<String>,
     pub(crate) worker_args: Vec<String>,
+    pub(crate) through_master: bool,
 }
 
 impl Default for Builder {
@@ -45,6 +46,7 @@ impl Default for Builder {
             labels: Vec::new(),
             master_args: Vec::new(),
             worker_args: Vec::new(),
+            through_master: false,
         }
     }
 }
@@ -76,6 +78,13 @@ impl Builder {
     /// Where runs and output are kept.
     pub fn logs(mut self, logs: Logs) -> Self {
         self.logs = logs;
+        self
+    }
+
+    /// Workers deliver through the leading master also where they could write to the log
+    /// store themselves.
+    pub fn through_master(mut self) -> Self {
+        self.through_master = true;
         self
     }
 

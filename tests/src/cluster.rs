@@ -77,6 +77,16 @@ impl Cluster {
         &self.workers[i]
     }
 
+    /// How many masters there are.
+    pub fn masters(&self) -> usize {
+        self.masters.len()
+    }
+
+    /// How many workers there are.
+    pub fn workers(&self) -> usize {
+        self.workers.len()
+    }
+
     /// The HTTP API of the first master.
     pub fn api(&self) -> Api {
         self.masters[0].api()
@@ -155,7 +165,8 @@ impl Cluster {
                 data_dir: &data_dir,
                 metrics,
                 // Workers do not share files with masters.
-                logs: self.logs.starts_with("mongodb://").then_some(&self.logs),
+                logs: (self.logs.starts_with("mongodb://") && !self.plan.through_master)
+                    .then_some(&self.logs),
                 labels: &labels,
             });
             spec.args.extend(self.plan.worker_args.iter().cloned());

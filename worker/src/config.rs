@@ -5,11 +5,17 @@ use anyhow::Context;
 use clap::Args;
 use meepo_core::{duration::HumanDuration, id::NodeId};
 use meepo_runtime::{config, telemetry::LogFormat};
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
+};
 use std::{
     collections::BTreeMap,
+    convert::Infallible,
+    fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
+    str::FromStr,
     time::Duration,
 };
 
@@ -18,6 +24,12 @@ pub const DEFAULT_FILE: &str = "/etc/meepo/worker.toml";
 
 /// Time between heartbeats: ten thousand workers send a thousand in a second.
 pub const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// How long output may wait in the spool: a long weekend, and time to notice.
+pub const DEFAULT_MAX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Items of a backlog in a second: a share of what one log store takes from a fleet.
+pub const DEFAULT_CATCHUP: u32 = 5_000;
 
 /// Everything a worker can be told. `None` means: not set.
 #[derive(Debug, Clone, Default, Args, Deserialize)]
@@ -34,7 +46,11 @@ pub struct Settings {
     pub data_dir: Option<PathBuf>,
     /// The log store, as mongodb://host/db. [default: through the leading master]
     #[arg(long, env = "MEEPO_LOGS")]
-    pub logs: Option<String>,
+    pub logs: Option<Logs>,
+    /// How runs and output get to the log store: `direct` or `master`. [default: direct with a
+    /// log store, else master]
+    #[arg(long, env = "MEEPO_LOGS_VIA")]
+    pub logs_via: Option<Via>,
     /// Address of /metrics and /healthz. [default: 127.0.0.1:7602]
     #[arg(long, env = "MEEPO_METRICS")]
     pub metrics: Option<SocketAddr>,
@@ -61,6 +77,12 @@ pub struct Settings {
     /// Bytes the spool may hold while the log store is away. [default: 1 GiB]
     #[arg(long, env = "MEEPO_SPOOL_LIMIT")]
     pub spool_limit: Option<u64>,
+    /// How long output may wait in the spool; records twice as long. [default: 7d]
+    #[arg(long, env = "MEEPO_SPOOL_MAX_AGE")]
+    pub spool_max_age: Option<HumanDuration>,
+    /// Items in a second that a backlog is delivered at. [default: 5000]
+    #[arg(long, env = "MEEPO_CATCHUP_RATE")]
+    pub catchup_rate: Option<u32>,
     /// `text` or `json`. [default: text]
     #[arg(long, env = "MEEPO_LOG_FORMAT")]
     pub log_format: Option<LogFormat>,
@@ -74,6 +96,81 @@ pub struct Settings {
     /// Labels, from the file.
     #[arg(skip)]
     pub labels: BTreeMap<String, String>,
+}
+
+/// How runs and output get to the log store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Via {
+    /// The worker writes to it.
+    Direct,
+    /// Through the leading master, so that the host holds no credentials.
+    Master,
+}
+
+/// The log store: its URL, or in the file also a table with `url` and `via`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Logs {
+    url: Option<String>,
+    via: Option<Via>,
+}
+
+impl FromStr for Logs {
+    type Err = Infallible;
+
+    fn from_str(url: &str) -> Result<Self, Infallible> {
+        Ok(Self { url: Some(url.to_owned()), via: None })
+    }
+}
+
+impl<'de> Deserialize<'de> for Logs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Table {
+            url: Option<String>,
+            via: Option<Via>,
+        }
+        impl<'de> Visitor<'de> for Either {
+            type Value = Logs;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a URL, or a table with `url` and `via`")
+            }
+            fn visit_str<E: de::Error>(self, url: &str) -> Result<Logs, E> {
+                Ok(Logs { url: Some(url.to_owned()), via: None })
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Logs, A::Error> {
+                let table = Table::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(Logs { url: table.url, via: table.via })
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
+}
+
+/// The log store to write to; none: through the leading master.
+fn logs_of(
+    flags: (Option<Logs>, Option<Via>),
+    file: (Option<Logs>, Option<Via>),
+) -> anyhow::Result<Option<String>> {
+    let (given, in_file) = (flags.0.unwrap_or_default(), file.0.unwrap_or_default());
+    anyhow::ensure!(
+        file.1.is_none() || in_file.via.is_none(),
+        "logs_via: it stands in the file twice, also as `via` in the table `logs`; expected it once"
+    );
+    let url = given.url.or(in_file.url);
+    match (flags.1.or(file.1).or(in_file.via), url) {
+        (Some(Via::Direct), None) => anyhow::bail!(
+            "logs_via: `direct` needs to know where to; expected the URL of the log store as `logs`, \
+             or `master`"
+        ),
+        (Some(Via::Master), Some(_)) => anyhow::bail!(
+            "logs_via: `master` and the URL of a log store contradict each other: this host needs \
+             no credentials; expected `logs` to be left out, or `direct`"
+        ),
+        (_, url) => Ok(url),
+    }
 }
 
 fn label(s: &str) -> Result<(String, String), String> {
@@ -108,6 +205,10 @@ pub struct Config {
     pub cgroup_root: Option<PathBuf>,
     /// Bytes the spool may hold.
     pub spool_limit: u64,
+    /// How long output may wait in the spool.
+    pub spool_max_age: Duration,
+    /// Items in a second that a backlog is delivered at.
+    pub catchup_rate: u32,
     /// How log lines look.
     pub log_format: LogFormat,
     /// File that holds the process id.
@@ -165,12 +266,25 @@ impl Settings {
         let data_dir = std::path::absolute(&data_dir)
             .with_context(|| format!("data_dir: {} names no directory", data_dir.display()))?;
         let pid_file = self.pid_file.or(base.pid_file);
+        let spool_max_age =
+            self.spool_max_age.or(base.spool_max_age).map_or(DEFAULT_MAX_AGE, |d| d.0);
+        anyhow::ensure!(
+            (Duration::from_secs(1)..=Duration::from_secs(366 * 24 * 3600))
+                .contains(&spool_max_age),
+            "spool_max_age: {spool_max_age:?} is out of range; expected 1s to 366d"
+        );
+        let catchup_rate = self.catchup_rate.or(base.catchup_rate).unwrap_or(DEFAULT_CATCHUP);
+        anyhow::ensure!(
+            catchup_rate > 0,
+            "catchup_rate: 0 would never deliver a backlog; expected at least 1"
+        );
+        let logs = logs_of((self.logs, self.logs_via), (base.logs, base.logs_via))?;
         Ok(Config {
             etcd,
             node: self.node.or(base.node),
             pid_file: pid_file.unwrap_or_else(|| data_dir.join("worker.pid")),
             data_dir,
-            logs: self.logs.or(base.logs),
+            logs,
             metrics,
             lease_ttl,
             heartbeat,
@@ -178,6 +292,8 @@ impl Settings {
             task_slots,
             cgroup_root: self.cgroup_root.or(base.cgroup_root),
             spool_limit: self.spool_limit.or(base.spool_limit).unwrap_or(1 << 30),
+            spool_max_age,
+            catchup_rate,
             log_format: self.log_format.or(base.log_format).unwrap_or_default(),
             labels,
         })
@@ -218,6 +334,32 @@ mod tests {
     }
 
     #[test]
+    fn the_way_to_the_log_store_is_chosen_by_its_url_or_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("w.toml");
+        let url = || Some("mongodb://h/d".to_owned());
+        for (text, want) in [
+            ("", None),
+            ("logs_via = \"master\"", None),
+            ("logs.via = \"master\"", None),
+            ("logs = \"mongodb://h/d\"", url()),
+            ("logs = \"mongodb://h/d\"\nlogs_via = \"direct\"", url()),
+            ("[logs]\nurl = \"mongodb://h/d\"\nvia = \"direct\"", url()),
+        ] {
+            std::fs::write(&file, text).unwrap();
+            assert_eq!(Settings::default().resolve(Some(&file)).unwrap().logs, want, "{text}");
+        }
+        // A flag wins over the file.
+        std::fs::write(&file, "[logs]\nvia = \"master\"").unwrap();
+        let flags = Settings {
+            logs: Some("mongodb://h/d".parse().unwrap()),
+            logs_via: Some(Via::Direct),
+            ..Settings::default()
+        };
+        assert_eq!(flags.resolve(Some(&file)).unwrap().logs, url());
+    }
+
+    #[test]
     fn bad_settings_say_which() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("w.toml");
@@ -230,6 +372,15 @@ mod tests {
             ("node = \"a/b\"", "node"),
             ("metrics = \"0.0.0.0:7602\"", "allow_insecure_listen"),
             ("etcd = []", "etcd"),
+            ("spool_max_age = \"10ms\"", "spool_max_age"),
+            ("catchup_rate = 0", "catchup_rate"),
+            ("logs = 5", "a URL, or a table"),
+            ("logs_via = \"mongodb\"", "logs_via"),
+            ("logs_via = \"direct\"", "expected the URL"),
+            ("logs = \"mongodb://h/d\"\nlogs_via = \"master\"", "contradict"),
+            ("[logs]\nurl = \"mongodb://h/d\"\nvia = \"master\"", "contradict"),
+            ("logs_via = \"master\"\n[logs]\nvia = \"master\"", "twice"),
+            ("[logs]\nvai = \"master\"", "vai"),
         ] {
             std::fs::write(&file, text).unwrap();
             let e = Settings::default().resolve(Some(&file)).unwrap_err();

@@ -8,10 +8,13 @@ use crate::{
 };
 use jiff::{SignedDuration, Timestamp};
 use meepo_core::node::{Problem, Work};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use tokio::sync::watch;
 
 /// How long the log store may be away before it is worth a problem.
 const PATIENCE: SignedDuration = SignedDuration::from_secs(10);
+/// How long it is a problem that the spool has dropped something.
+const REMEMBER: SignedDuration = SignedDuration::from_hours(1);
 /// Slots that are looked at later than this are worth one, in milliseconds.
 const LATE_MS: u64 = 10_000;
 
@@ -32,25 +35,30 @@ pub struct Vitals {
 
 /// Since when the log store takes nothing, and why.
 #[derive(Debug, Default)]
-pub struct Delivery(Mutex<Option<(Timestamp, String)>>);
+pub struct Delivery(watch::Sender<Option<(Timestamp, String)>>);
 
 impl Delivery {
     /// A try to deliver went so. Answers whether that is news.
     pub fn tried(&self, outcome: Result<(), String>) -> bool {
-        let mut failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let news = failing.is_some() == outcome.is_ok();
-        match outcome {
-            Ok(()) => *failing = None,
-            Err(reason) => {
+        let mut news = false;
+        self.0.send_modify(|failing| {
+            news = failing.is_some() == outcome.is_ok();
+            *failing = outcome.err().map(|reason| {
                 let since = failing.as_ref().map_or_else(Timestamp::now, |(since, _)| *since);
-                *failing = Some((since, reason));
-            }
-        }
+                (since, reason)
+            });
+        });
         news
     }
 
+    /// Waits until the log store takes nothing.
+    pub async fn failed(&self) {
+        // The sender is right here.
+        let _ = self.0.subscribe().wait_for(Option::is_some).await;
+    }
+
     fn failing(&self) -> Option<(Timestamp, String)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.borrow().clone()
     }
 }
 
@@ -88,14 +96,20 @@ impl Vitals {
                 ),
             );
         }
-        if full {
+        let lately = stats.dropped_at.filter(|at| now.duration_since(*at) < REMEMBER);
+        if full || lately.is_some() {
             let (bytes, limit) = (thousands(stats.bytes), thousands(self.spool_limit));
             let dropped = thousands(stats.dropped_bytes);
+            let last = lately.map_or(String::new(), |at| format!(", the last at {}", short(at)));
+            let records = match stats.dropped_records {
+                0 => "records of runs are kept".to_owned(),
+                n => format!("{} records of runs were dropped too", thousands(n)),
+            };
             add(
                 "spool",
                 format!(
-                    "it holds {bytes} of at most {limit} bytes: output is dropped and counted \
-                     ({dropped} bytes so far), records of runs are kept"
+                    "it holds {bytes} of at most {limit} bytes: the oldest output is dropped and \
+                     counted ({dropped} bytes so far{last}), {records}"
                 ),
             );
         }
@@ -133,7 +147,10 @@ impl Vitals {
         metrics.waiting.set(number(work.waiting));
         metrics.spool_items.set(number(stats.items));
         metrics.spool_bytes.set(number(stats.bytes));
+        metrics.spool_backlog.set(number(stats.backlog));
         metrics.spool_dropped.set(number(stats.dropped_chunks));
+        metrics.spool_dropped_bytes.set(number(stats.dropped_bytes));
+        metrics.spool_dropped_records.set(number(stats.dropped_records));
         metrics.spool_age.set(stats.oldest.map_or(0, seconds));
         metrics.state_pending.set(self.state.pending() as i64);
         metrics.state_flush_ms.set(number(work.flush_ms));
@@ -224,7 +241,7 @@ mod tests {
             store.contains("no master leads; the spool holds 1 items, the oldest from"),
             "{store}"
         );
-        assert!(problems[2].reason.contains("(860 bytes so far)"), "{problems:?}");
+        assert!(problems[2].reason.contains("(860 bytes so far, the last at"), "{problems:?}");
         let metrics = Metrics::default();
         vitals.observe(&metrics, later);
         assert_eq!((metrics.lag_max_ms.get(), metrics.log_store_refuses.get()), (12_000, 1));

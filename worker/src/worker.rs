@@ -6,8 +6,7 @@ use crate::{
     config::Config,
     cronid,
     custody::Custody,
-    deliver,
-    deliver::Sink,
+    deliver::{self, Deliverer, Sink},
     disk,
     drain::{self, Asked, Drain, Stage},
     engine::{BRIEF, Engine},
@@ -68,7 +67,7 @@ pub struct Worker {
     /// Its node id.
     pub node: NodeId,
     engine: Arc<Engine>,
-    sink: Arc<Sink>,
+    delivery: Arc<Delivery>,
     asked: cell::Sender<Asked>,
     stage: cell::Receiver<Option<Stage>>,
     /// Whether etcd may offer slots of this node for parts of tasks.
@@ -165,14 +164,17 @@ impl Worker {
         base.spawn(
             "delivery",
             OnError::Shutdown,
-            deliver::deliver(
-                state.clone(),
-                sink.clone(),
-                node.clone(),
-                metrics.clone(),
-                vitals.delivery.clone(),
-                base.token(),
-            ),
+            Deliverer {
+                state: state.clone(),
+                sink,
+                node: node.clone(),
+                metrics: metrics.clone(),
+                delivery: vitals.delivery.clone(),
+                spool_limit: config.spool_limit,
+                max_age: config.spool_max_age,
+                catchup_rate: config.catchup_rate,
+            }
+            .run(base.token()),
         );
         base.spawn(
             "metrics",
@@ -291,6 +293,7 @@ impl Worker {
         );
         intake.spawn("claims of the last life", OnError::Log, handing);
         let pulse = Pulse::new(vitals.clone(), config.heartbeat);
+        let delivery = vitals.delivery.clone();
         let publisher = Publisher {
             etcd,
             me: me.clone(),
@@ -308,7 +311,7 @@ impl Worker {
             OnError::Shutdown,
             session::keep(engine.clone(), me, pulse, compare, link, registration, intake.token()),
         );
-        Ok(Self { node, engine, sink, asked, stage, offers, intake, base })
+        Ok(Self { node, engine, delivery, asked, stage, offers, intake, base })
     }
 
     /// Takes nothing new from now on. [`Worker::drained`] waits until nothing runs.
@@ -359,7 +362,7 @@ impl Worker {
         if !survive.is_empty() {
             info!(runs = ?survive, "these go on without this worker");
         }
-        deliver::flush(&self.engine.state, &self.sink, &self.node, LAST_DELIVERY).await;
+        deliver::flush(&self.engine.state, &self.delivery, LAST_DELIVERY).await;
         report(self.base.shutdown(TASKS_END).await);
         self.engine.state.close().await;
         info!("worker has ended");

@@ -2,6 +2,7 @@
 
 pub mod convert;
 mod events;
+mod intake;
 mod masters;
 mod public;
 mod tasks;
@@ -9,6 +10,7 @@ mod workers;
 
 use crate::{limits, ops::Ops};
 use axum::middleware;
+use intake::Intake;
 use meepo_proto::{
     internal::{masters_server::MastersServer, workers_server::WorkersServer},
     v1::{
@@ -53,9 +55,10 @@ pub async fn serve(listener: TcpListener, ops: Ops, stop: CancellationToken) -> 
     }
     let masters = MastersServer::new(masters::Masters { ops: ops.clone() })
         .max_encoding_message_size(MAX_LIVE);
-    let workers = WorkersServer::new(workers::Workers { ops, stop: stop.clone() })
-        .max_decoding_message_size(MAX_WORKER_MESSAGE)
-        .max_encoding_message_size(MAX_WORKER_MESSAGE);
+    let workers =
+        WorkersServer::new(workers::Workers { ops, intake: Intake::new(), stop: stop.clone() })
+            .max_decoding_message_size(MAX_WORKER_MESSAGE)
+            .max_encoding_message_size(MAX_WORKER_MESSAGE);
     // The builder's own setting does not hold for connections accepted elsewhere. Without
     // it an order to a worker waits until the worker acknowledged the one before, which
     // takes up to 40 ms.

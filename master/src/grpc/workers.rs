@@ -1,5 +1,6 @@
 //! What workers call: their session, and the delivery of what happened.
 
+use super::intake::Intake;
 use crate::{
     error::ApiError,
     mismatches,
@@ -26,6 +27,7 @@ use tracing::{debug, warn};
 
 pub(super) struct Workers {
     pub(super) ops: Ops,
+    pub(super) intake: Intake,
     pub(super) stop: CancellationToken,
 }
 
@@ -99,6 +101,7 @@ impl Service for Workers {
         request: Request<pb::DeliverRequest>,
     ) -> Result<Response<pb::DeliverResponse>, Status> {
         let request = request.into_inner();
+        let _room = self.intake.enter(&self.ops, &request)?;
         let mut batch = Vec::with_capacity(request.items.len());
         for item in request.items {
             match item.item {
@@ -118,6 +121,8 @@ impl Service for Workers {
                 None => return Err(Status::unimplemented("an item of an unknown kind")),
             }
         }
+        // Never closed.
+        let _turn = self.intake.turns.acquire().await;
         self.ops.store.append(&batch).await.map_err(ApiError::from)?;
         self.ops.metrics.received.inc_by(batch.len() as u64);
         Ok(Response::new(pb::DeliverResponse {}))

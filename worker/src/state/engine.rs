@@ -5,14 +5,13 @@ use super::{
     disk::Disk,
     error::StateError,
     journal::Latest,
+    lanes::Meter,
     open::{Lock, Opened},
-    spool::{Meter, SpoolStats},
+    spool::SpoolStats,
 };
-use meepo_core::id::RunId;
 use prometheus_client::metrics::counter::Counter;
 use rusqlite::Connection;
 use std::{
-    collections::HashMap,
     path::PathBuf,
     sync::{
         Arc,
@@ -41,10 +40,7 @@ pub(super) struct Context {
     pub(super) path: PathBuf,
     /// Follows the spool's content; set back when a transaction fails.
     pub(super) meter: Meter,
-    /// Bytes of output refused by a full spool, by run, until the run ends; set back like
-    /// the meter.
-    pub(super) refused: HashMap<RunId, u64>,
-    /// Bytes the spool may hold before output is refused.
+    /// Bytes the spool may hold before output is dropped.
     pub(super) spool_limit: u64,
     /// Run ids remembered, at most.
     pub(super) seen_limit: i64,
@@ -157,7 +153,6 @@ pub(super) fn run(
         conn: opened.conn,
         path: opened.path,
         meter,
-        refused: HashMap::new(),
         spool_limit: limits.0,
         seen_limit: limits.1,
         has_waits,
@@ -233,7 +228,7 @@ impl Context {
         operations: &mut [Box<dyn Operation>],
         counters: &Counters,
     ) -> Result<(), StateError> {
-        let before = (self.meter, self.refused.clone());
+        let before = self.meter;
         counters.transactions.fetch_add(1, Ordering::Relaxed);
         let began = Instant::now();
         let outcome = self
@@ -245,7 +240,7 @@ impl Context {
             // Before anybody learns of the success, so that figures and answers agree.
             self.stats.send_if_modified(|s| s.update(&self.meter));
         } else {
-            (self.meter, self.refused) = before;
+            self.meter = before;
             self.latest = Latest::default();
             // Some errors have rolled back already.
             if !self.conn.is_autocommit()

@@ -3,7 +3,7 @@
 use super::{
     cursor::{self, millis},
     engine::Context,
-    push_all,
+    lanes, push_all, room,
     spool::{self, Row},
     waits::{self, WaitEntry},
 };
@@ -228,13 +228,19 @@ pub(super) fn end(cx: &mut Context, end: &End) -> Result<u64> {
         remember(cx, end.run_id)?;
     }
     push_all(cx, &end.output)?;
-    let refused = cx.refused.remove(&end.run_id).unwrap_or(0);
-    match refused {
-        0 => spool::push(cx, &end.record)?,
-        n => spool::push(cx, &end.record.with_dropped(n))?,
+    let dropped = match cx.meter.told_of {
+        true => room::dropped(&cx.conn, end.run_id)?,
+        false => 0,
+    };
+    match dropped {
+        0 => lanes::push(cx, &end.record)?,
+        n => {
+            room::forget(cx, end.run_id)?;
+            lanes::push(cx, &end.record.with_dropped(n))?;
+        }
     }
     end.next.as_ref().map_or(Ok(()), |wait| waits::put(cx, wait))?;
-    Ok(refused)
+    Ok(dropped)
 }
 
 /// The record of a run that was decided against, as the spool takes it.
@@ -267,7 +273,7 @@ pub(super) fn note(
     for note in notes {
         waits::remove(cx, note.run_id)?;
         if !note.again || remember(cx, note.run_id)? {
-            spool::push(cx, &note.row)?;
+            lanes::push(cx, &note.row)?;
         }
     }
     Ok(Begin::New)

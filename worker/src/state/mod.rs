@@ -7,6 +7,7 @@
 //! | `seen` | ids of runs begun or ended lately (7 days, 100,000 at most), so that a trigger that comes again after a restart starts nothing |
 //! | `waits` | further attempts that were promised and have not begun |
 //! | `spooled` | records and output on their way to the log store |
+//! | `dropped` | bytes of output that were given up, of runs whose last record is in `spooled` or yet to come |
 //! | `snapshot` | the last known assignments, for a start without etcd |
 //!
 //! The handle [`State`] sends operations to the thread over a bounded queue. The thread
@@ -19,8 +20,10 @@ mod disk;
 mod engine;
 mod error;
 mod journal;
+mod lanes;
 mod later;
 mod open;
+mod room;
 mod snapshot;
 mod spool;
 mod waits;
@@ -29,21 +32,24 @@ pub use cursor::Cursor;
 pub use disk::Refusal;
 pub use error::{StateError, StateProblem};
 pub use journal::{Begin, OpenRun};
+pub use lanes::{Batch, Lane, Most};
 pub use later::Queued;
 pub use open::private_dir;
 pub use snapshot::SnapshotEntry;
-pub use spool::{Batch, SpoolItem, SpoolStats};
+pub(crate) use spool::born;
+pub use spool::{SpoolItem, SpoolStats};
 pub use waits::WaitEntry;
 
 use engine::{Call, Context, Counters, Message};
 use jiff::Timestamp;
 use journal::{End, Entry, Note};
+use lanes::Acked;
 use meepo_core::{
     id::{Name, RunId},
     run::{OutputChunk, RunRecord},
 };
 use prometheus_client::metrics::counter::Counter;
-use spool::{Acked, Row};
+use spool::Row;
 use std::{
     collections::HashSet,
     path::PathBuf,
@@ -56,8 +62,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub struct StateOptions {
     /// The directory the file lives in; created if missing, for this user only.
     pub dir: PathBuf,
-    /// Bytes the spool may hold. When it is full, output is dropped and counted; records
-    /// of runs are kept all the same.
+    /// Bytes the spool may hold. When it is full, the oldest output is dropped and counted;
+    /// records of runs may take a quarter more, and 16 MiB at least.
     pub spool_limit: u64,
     /// Run ids remembered after their end, at most.
     pub seen_limit: u32,
@@ -105,7 +111,7 @@ impl State {
     /// uses the directory, the file is damaged or of a newer version, or the disk refuses.
     pub fn open(options: &StateOptions) -> Result<Self, StateError> {
         let opened = open::open(&options.dir)?;
-        let found = spool::measure(&opened.conn).and_then(|m| Ok((m, waits::any(&opened.conn)?)));
+        let found = lanes::open(&opened.conn).and_then(|m| Ok((m, waits::any(&opened.conn)?)));
         let found = found.map_err(|e| StateError::sqlite(&opened.path, &e))?;
         let (queue, receiver) = mpsc::channel(1024);
         let counters = Arc::new(Counters { lost: options.lost.clone(), ..Counters::default() });
@@ -153,7 +159,7 @@ impl State {
 
     /// Takes a run out of the journal and puts its final record into the spool, both or
     /// neither. The id stays known for a while. Answers how many bytes of its output a
-    /// full spool refused; the record in the spool counts them as dropped.
+    /// full spool has dropped so far; the record counts them, and what is dropped later.
     pub async fn end_run(&self, record: &RunRecord) -> Result<u64, StateError> {
         self.end_run_with(record, &[], None).await
     }
@@ -219,36 +225,52 @@ impl State {
         self.peek_after(0, max_items, max_bytes).await
     }
 
-    /// Like [`peek`](Self::peek), but only items younger than the one with id `after`, for
-    /// more than one batch under way.
+    /// Like [`peek`](Self::peek), but only items after the one with id `after`.
     pub async fn peek_after(
         &self,
         after: i64,
         max_items: usize,
         max_bytes: usize,
     ) -> Result<Batch, StateError> {
-        self.call(move |cx| spool::peek(cx, after, max_items, max_bytes)).await
+        self.call(move |cx| lanes::peek(cx, after, Most(max_items, max_bytes))).await
     }
 
-    /// Deletes the items of a batch, and all before it: they are delivered.
-    pub async fn ack(&self, batch: &Batch) -> Result<(), StateError> {
-        let acked = Acked::from(batch);
-        self.call(move |cx| spool::ack(cx, &acked)).await
-    }
-
-    /// [`ack`](Self::ack) and then [`peek`](Self::peek), with one flush to disk.
-    pub async fn ack_and_peek(
+    /// The oldest items of `lane` after the one with id `after` (0: from the first), up to
+    /// `most`; `delivered` is acknowledged before, with the same flush to disk. They stay
+    /// until [`ack`](Self::ack), and are not dropped either, as nobody knows for sure
+    /// whether they are delivered. Each lane is for one who delivers.
+    pub async fn take(
         &self,
+        lane: Lane,
         delivered: Option<&Batch>,
-        max_items: usize,
-        max_bytes: usize,
+        after: i64,
+        most: Most,
     ) -> Result<Batch, StateError> {
         let acked = delivered.map(Acked::from);
         self.call(move |cx| {
-            acked.iter().try_for_each(|acked| spool::ack(cx, acked))?;
-            spool::peek(cx, 0, max_items, max_bytes)
+            acked.iter().try_for_each(|acked| lanes::ack(cx, acked))?;
+            lanes::take(cx, lane, after, most)
         })
         .await
+    }
+
+    /// Deletes the items of a batch: they are delivered.
+    pub async fn ack(&self, batch: &Batch) -> Result<(), StateError> {
+        let acked = Acked::from(batch);
+        self.call(move |cx| lanes::ack(cx, &acked)).await
+    }
+
+    /// Makes all that waits a backlog, so that what comes from now on need not wait for it;
+    /// see [`Lane`]. Does nothing while a batch of the fresh lane is not acknowledged.
+    pub async fn part(&self) -> Result<(), StateError> {
+        self.call(lanes::part).await
+    }
+
+    /// Drops and counts output that was put in before the first instant, and records
+    /// before the second.
+    pub async fn expire(&self, output: Timestamp, records: Timestamp) -> Result<(), StateError> {
+        let before = (output.as_millisecond(), records.as_millisecond());
+        self.call(move |cx| room::expire(cx, before)).await
     }
 
     /// What the spool holds.
@@ -303,7 +325,7 @@ impl State {
 }
 
 fn push_all(cx: &mut Context, rows: &[Row]) -> rusqlite::Result<()> {
-    rows.iter().try_for_each(|row| spool::push(cx, row))
+    rows.iter().try_for_each(|row| lanes::push(cx, row))
 }
 
 #[cfg(test)]

@@ -11,8 +11,12 @@ use std::{
 };
 
 /// The migrations in order; the file's `user_version` counts those applied.
-const MIGRATIONS: &[&str] =
-    &[include_str!("schema_1.sql"), include_str!("schema_2.sql"), include_str!("schema_3.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("schema_1.sql"),
+    include_str!("schema_2.sql"),
+    include_str!("schema_3.sql"),
+    include_str!("schema_4.sql"),
+];
 
 /// Files up to this size are checked for damage when opened; larger ones would take
 /// seconds.

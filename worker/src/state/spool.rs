@@ -1,18 +1,19 @@
-//! What waits to be delivered to the log store.
+//! What waits to be delivered to the log store: how it is kept in rows.
 
-use super::engine::Context;
 use jiff::Timestamp;
 use meepo_core::{
     id::RunId,
     run::{OutputChunk, RunRecord, Stream},
 };
-use rusqlite::{Connection, Result, params};
+use meepo_logstore::LogItem;
 
-const RECORD: i64 = 1;
-const CHUNK: i64 = 2;
+pub(super) const RECORD: i64 = 1;
+pub(super) const CHUNK: i64 = 2;
 
 /// What a row costs beyond its payload, roughly, in bytes.
-const ROW: i64 = 32;
+pub(super) const ROW: u64 = 32;
+/// Bytes of a chunk's row before its data.
+pub(super) const HEAD: u64 = 33;
 
 /// Something to deliver.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,16 +24,26 @@ pub enum SpoolItem {
     Chunk(OutputChunk),
 }
 
+impl From<SpoolItem> for LogItem {
+    fn from(item: SpoolItem) -> Self {
+        match item {
+            SpoolItem::Record(r) => Self::Run(r),
+            SpoolItem::Chunk(c) => Self::Output(c),
+        }
+    }
+}
+
 /// An item as a row holds it.
 #[derive(Debug)]
 pub(super) struct Row {
-    kind: i64,
-    payload: Vec<u8>,
+    pub(super) kind: i64,
+    pub(super) run: RunId,
+    pub(super) payload: Vec<u8>,
 }
 
 impl Row {
     pub(super) fn record(record: &RunRecord) -> Self {
-        Self { kind: RECORD, payload: json(record) }
+        Self { kind: RECORD, run: record.run_id, payload: json(record) }
     }
 
     /// The same record with `bytes` more of its output lost. Anything but a record stays.
@@ -42,19 +53,19 @@ impl Row {
                 record.dropped_bytes += bytes;
                 Self::record(&record)
             }
-            _ => Self { kind: self.kind, payload: self.payload.clone() },
+            _ => Self { kind: self.kind, run: self.run, payload: self.payload.clone() },
         }
     }
 
     /// Run id, seq (little endian), stream, time in ms (little endian), the bytes.
     pub(super) fn chunk(c: &OutputChunk) -> Self {
-        let mut payload = Vec::with_capacity(33 + c.data.len());
+        let mut payload = Vec::with_capacity(HEAD as usize + c.data.len());
         payload.extend_from_slice(c.run_id.0.as_bytes());
         payload.extend_from_slice(&c.seq.to_le_bytes());
         payload.push(u8::from(c.stream == Stream::Stderr));
         payload.extend_from_slice(&c.at.as_millisecond().to_le_bytes());
         payload.extend_from_slice(&c.data);
-        Self { kind: CHUNK, payload }
+        Self { kind: CHUNK, run: c.run_id, payload }
     }
 
     pub(super) fn item(item: &SpoolItem) -> Self {
@@ -64,7 +75,12 @@ impl Row {
         }
     }
 
-    fn decode(kind: i64, payload: &[u8]) -> Option<SpoolItem> {
+    /// What it counts against the limit, in bytes.
+    pub(super) fn size(&self) -> u64 {
+        self.payload.len() as u64 + ROW
+    }
+
+    pub(super) fn decode(kind: i64, payload: &[u8]) -> Option<SpoolItem> {
         match kind {
             RECORD => serde_json::from_slice(payload).ok().map(SpoolItem::Record),
             CHUNK => decode_chunk(payload).map(SpoolItem::Chunk),
@@ -96,15 +112,12 @@ fn decode_chunk(payload: &[u8]) -> Option<OutputChunk> {
     })
 }
 
-/// The spool's content as the thread that owns it knows it.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Meter {
-    rows: u64,
-    bytes: u64,
-    pub(super) last_id: i64,
-    oldest_ms: Option<i64>,
-    dropped_chunks: u64,
-    dropped_bytes: u64,
+/// When a run was decided on, in milliseconds since 1970, as its id says; 0 if it does not.
+pub(crate) fn born(run: RunId) -> i64 {
+    match run.0.get_version_num() {
+        7 => (run.0.as_u128() >> 80) as i64,
+        _ => 0,
+    }
 }
 
 /// What the spool holds. See [`State::spool_stats`](super::State::spool_stats).
@@ -112,151 +125,29 @@ pub(super) struct Meter {
 pub struct SpoolStats {
     /// Items.
     pub items: u64,
+    /// Those among them that are a backlog; see [`Lane`](super::Lane).
+    pub backlog: u64,
     /// Their bytes, as counted against the limit.
     pub bytes: u64,
     /// When the oldest item was put in.
     pub oldest: Option<Timestamp>,
+    /// When the oldest that is no backlog was put in.
+    pub fresh_oldest: Option<Timestamp>,
     /// The id of the newest item put in, as far as this process knows.
     pub last_id: i64,
-    /// Chunks refused since this process started because the spool was full …
+    /// Chunks dropped since this process started, for want of room or for their age …
     pub dropped_chunks: u64,
     /// … and the bytes of output in them.
     pub dropped_bytes: u64,
+    /// Records dropped because they alone had filled the spool, or for their age.
+    pub dropped_records: u64,
+    /// When something was dropped last.
+    pub dropped_at: Option<Timestamp>,
 }
 
 impl SpoolStats {
-    /// Takes over the meter's figures; answers whether anything changed.
-    pub(super) fn update(&mut self, meter: &Meter) -> bool {
-        let now = Self {
-            items: meter.rows,
-            bytes: meter.bytes,
-            oldest: meter.oldest_ms.and_then(|ms| Timestamp::from_millisecond(ms).ok()),
-            last_id: meter.last_id,
-            dropped_chunks: meter.dropped_chunks,
-            dropped_bytes: meter.dropped_bytes,
-        };
-        let changed = *self != now;
-        *self = now;
-        changed
+    /// Items that are no backlog.
+    pub fn fresh(&self) -> u64 {
+        self.items.saturating_sub(self.backlog)
     }
-}
-
-/// The oldest items. See [`State::peek`](super::State::peek).
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Batch {
-    /// In the order in which they were put in.
-    pub items: Vec<SpoolItem>,
-    /// The id of the last one; 0 if there was nothing.
-    pub last_id: i64,
-    /// Items up to `last_id` that cannot be read (written by a newer version, or damaged).
-    pub unreadable: u64,
-    /// What all of them count against the limit, in bytes.
-    bytes: u64,
-}
-
-/// What is acknowledged of a batch.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Acked {
-    last_id: i64,
-    rows: u64,
-    bytes: u64,
-}
-
-impl From<&Batch> for Acked {
-    fn from(batch: &Batch) -> Self {
-        let rows = batch.items.len() as u64 + batch.unreadable;
-        Self { last_id: batch.last_id, rows, bytes: batch.bytes }
-    }
-}
-
-/// Measures what a file holds when it is opened.
-pub(super) fn measure(conn: &Connection) -> Result<Meter> {
-    let (rows, bytes, last_id): (i64, i64, i64) = conn.query_row(
-        "SELECT count(*), coalesce(sum(length(payload) + ?1), 0),
-                coalesce(max(id), 0)
-         FROM spooled",
-        [ROW],
-        |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)),
-    )?;
-    Ok(Meter {
-        rows: rows.cast_unsigned(),
-        bytes: bytes.cast_unsigned(),
-        last_id,
-        oldest_ms: oldest(conn)?,
-        ..Meter::default()
-    })
-}
-
-fn oldest(conn: &Connection) -> Result<Option<i64>> {
-    let mut s = conn.prepare_cached("SELECT at FROM spooled ORDER BY id LIMIT 1")?;
-    let mut rows = s.query([])?;
-    rows.next()?.map(|r| r.get(0)).transpose()
-}
-
-/// Puts `row` in. A full spool refuses output but takes records.
-pub(super) fn push(cx: &mut Context, row: &Row) -> Result<()> {
-    let size = row.payload.len() as u64 + ROW.cast_unsigned();
-    if row.kind == CHUNK && cx.meter.bytes + size > cx.spool_limit {
-        let bytes = (row.payload.len() as u64).saturating_sub(33);
-        cx.meter.dropped_chunks += 1;
-        cx.meter.dropped_bytes += bytes;
-        if let Some(id) = row.payload.first_chunk() {
-            *cx.refused.entry(RunId(uuid::Uuid::from_bytes(*id))).or_default() += bytes;
-        }
-        return Ok(());
-    }
-    let now = Timestamp::now().as_millisecond();
-    // Never used again as long as this process lives: an acknowledgement that comes late
-    // must do no harm.
-    let id = cx.meter.last_id + 1;
-    cx.conn
-        .prepare_cached("INSERT INTO spooled (id, kind, at, payload) VALUES (?1, ?2, ?3, ?4)")?
-        .execute(params![id, row.kind, now, row.payload])?;
-    cx.meter.rows += 1;
-    cx.meter.bytes += size;
-    cx.meter.last_id = id;
-    cx.meter.oldest_ms.get_or_insert(now);
-    Ok(())
-}
-
-/// The oldest items after `after`, up to `max_items` and about `max_bytes`, at least one.
-pub(super) fn peek(cx: &Context, after: i64, max_items: usize, max_bytes: usize) -> Result<Batch> {
-    let mut statement = cx.conn.prepare_cached(
-        "SELECT id, kind, payload FROM spooled WHERE id > ?1 ORDER BY id LIMIT ?2",
-    )?;
-    let mut rows = statement.query(params![after, max_items as i64])?;
-    let (mut batch, mut bytes) = (Batch::default(), 0);
-    while let Some(row) = rows.next()? {
-        let payload = row.get_ref(2)?.as_blob().unwrap_or_default();
-        bytes += payload.len();
-        if bytes > max_bytes && batch.last_id != 0 {
-            break;
-        }
-        batch.bytes += payload.len() as u64 + ROW.cast_unsigned();
-        batch.last_id = row.get(0)?;
-        match Row::decode(row.get(1)?, payload) {
-            Some(item) => batch.items.push(item),
-            None => batch.unreadable += 1,
-        }
-    }
-    Ok(batch)
-}
-
-/// Deletes a batch with everything before it.
-pub(super) fn ack(cx: &mut Context, batch: &Acked) -> Result<()> {
-    let deleted =
-        cx.conn.prepare_cached("DELETE FROM spooled WHERE id <= ?1")?.execute([batch.last_id])?
-            as u64;
-    if deleted == batch.rows {
-        cx.meter.rows = cx.meter.rows.saturating_sub(deleted);
-        cx.meter.bytes = cx.meter.bytes.saturating_sub(batch.bytes);
-        cx.meter.oldest_ms = oldest(&cx.conn)?;
-    } else {
-        // It was acknowledged before, or what came before it was not: counted anew.
-        let found = measure(&cx.conn)?;
-        let (rows, bytes, oldest_ms) = (found.rows, found.bytes, found.oldest_ms);
-        cx.meter = Meter { rows, bytes, oldest_ms, ..cx.meter };
-    }
-    cx.freed |= deleted > 0;
-    Ok(())
 }

@@ -1,6 +1,8 @@
 //! Tests against real files.
 
 mod durability;
+mod lanes;
+mod room;
 mod runs;
 mod spooling;
 
