@@ -6,6 +6,7 @@ mod given;
 mod grpc;
 mod nodes;
 mod queues;
+mod repeats;
 mod rollouts;
 mod verbs;
 

@@ -132,6 +132,13 @@ pub(crate) struct PutArgs {
     /// What becomes of a part whose worker died: release, bury or fail [default: release].
     #[arg(long, value_name = "WHAT", value_parser = ["release", "bury", "fail"])]
     pub(crate) on_loss: Option<String>,
+    /// Do it so many times, one after the other.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) repeat: Option<u32>,
+    /// Do it again every so often, from beginning to beginning [default with --repeat: at
+    /// once; without it there is no end but `meepo task cancel`].
+    #[arg(long, value_name = "DURATION")]
+    pub(crate) every: Option<HumanDuration>,
     /// Roll it out in portions: so many parts at once, or a share of all, as 5 or 10%.
     #[arg(long, value_name = "AMOUNT")]
     pub(crate) batch: Option<Amount>,

@@ -172,6 +172,10 @@ fn options(args: &PutArgs) -> Map<String, Value> {
         rollout.insert("canary".to_owned(), canary);
     }
     set("rollout", (!rollout.is_empty()).then_some(Value::Object(rollout)));
+    let mut repeat = Map::new();
+    repeat.extend(args.repeat.map(|n| ("times".to_owned(), json!(n))));
+    repeat.extend(args.every.map(|d| ("every".to_owned(), json!(d))));
+    set("repeat", (!repeat.is_empty()).then_some(Value::Object(repeat)));
     set("executor", args.executor.map(|e| json!(e)));
     set("user", args.user.as_ref().map(|u| json!(u)));
     set("cwd", args.cwd.as_ref().map(|c| json!(c)));

@@ -68,6 +68,12 @@ pub(crate) fn page(out: &Out, task: &TaskView, now: Timestamp) -> String {
     let mut policy = vec![format!("priority {}", p.priority), format!("ttr {}", p.ttr)];
     policy.extend(p.ttl.map(|ttl| format!("ttl {ttl}")));
     policy.extend(p.retry.as_ref().map(|r| format!("{} retries", r.max)));
+    if let Some(repeat) = &p.repeat {
+        let times = repeat.times.map_or("without end".to_owned(), |n| format!("{n} times"));
+        let every = repeat.every.map_or(String::new(), |d| format!(" every {d}"));
+        let done = task.parts.iter().map(|p| p.rounds).min().unwrap_or_default();
+        policy.push(format!("{times}{every}, {done} done"));
+    }
     policy.extend(p.not_before.map(|t| format!("not before {}", time::local(t))));
     line("policy", policy.join(", "));
     for command in &task.commands {

@@ -164,6 +164,23 @@ async fn a_pause_between_batches_is_kept() {
 }
 
 #[tokio::test]
+async fn a_roll_out_can_be_timed() {
+    let cluster = quick().workers(2).start().await;
+    let api = cluster.api();
+    let at = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(4);
+    let request =
+        json!({"target": "all", "cmd": "true", "at": at.to_string(), "rollout": {"batch": 1}});
+    let id = put(&api, request).await;
+    let waiting = phase(&api, &id, "waiting").await;
+    assert!(waiting["until"].is_string(), "{waiting}");
+    let task = wait(&api, &id, "success").await;
+    for part in task["parts"].as_array().unwrap() {
+        let ready: jiff::Timestamp = part["ready_at"].as_str().unwrap().parse().unwrap();
+        assert!(ready.as_millisecond() >= at.as_millisecond(), "{part}");
+    }
+}
+
+#[tokio::test]
 async fn another_leader_goes_on_with_the_same_batch() {
     let cluster = quick().masters(2).workers(6).start().await;
     let gates = Gates::new(&cluster);

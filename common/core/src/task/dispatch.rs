@@ -331,11 +331,11 @@ fn reserved(
         at.checked_add(plan.total()).ok()?.checked_add(OVERDUE).ok()
     });
     // A part for one node waits for its node: nobody else can run it, and a worker that is
-    // only cut off may run it still.
-    let queued = spec.is_some_and(|spec| spec.node.is_none());
+    // only cut off may run it still. It does not begin one that is taken back meanwhile.
+    let waits = spec.is_none_or(|spec| spec.node.is_some()) && part.begun_at.is_some();
     let why = match overdue {
         Some(at) if at <= now => Some("its worker did not end it in time"),
-        _ if queued && fleet.gone.contains(node) => Some("its worker died or vanished"),
+        _ if !waits && fleet.gone.contains(node) => Some("its worker died or vanished"),
         Some(at) => {
             plan.wake_at(at);
             None

@@ -95,6 +95,19 @@ impl Part {
         }
         self.outcome = Some(outcome);
         let ask = self.ask;
+        if code.is_ok()
+            && let Some(repeat) = &policy.repeat
+        {
+            let next = repeat.next(&self, now);
+            self.rounds = self.rounds.saturating_add(1);
+            (self.failures, self.losses) = (0, 0);
+            match next {
+                Some(until) if until > now => self.delayed(Event::ReleaseDelayed, until, now),
+                Some(_) => self.ready(Event::Release, now),
+                None => self.step(Event::Succeed, now),
+            };
+            return self;
+        }
         let event = match ask {
             _ if code.is_ok() => Event::Succeed,
             Some(Ask::Stop) => Event::Fail,

@@ -1,4 +1,4 @@
-//! Tasks: work that is done once, on many nodes or by whoever is free.
+//! Tasks: work that is done once, or a number of times, on many nodes or by whoever is free.
 //!
 //! | module | what it holds |
 //! |---|---|
@@ -8,6 +8,7 @@
 //! | [`end`] | what becomes of a part when its run has ended, or nobody runs it any more |
 //! | [`verb`] | what users do to parts |
 //! | [`release`] | which parts of a task may begin: the place of roll-outs |
+//! | [`repeat`] | work that is done over and over |
 //! | [`dispatch`] | who gets what next: `(snapshot, now) -> effects` |
 //! | [`answer`] | what the API takes and answers |
 //! | [`view`] | how tasks are shown, and kept once they are over |
@@ -18,6 +19,7 @@ pub mod end;
 pub mod id;
 pub mod record;
 pub mod release;
+pub mod repeat;
 pub mod request;
 pub mod state;
 #[cfg(test)]
@@ -27,6 +29,7 @@ pub mod view;
 
 pub use id::{PartId, TaskId, TaskRef};
 pub use record::{Ask, Control, OnFailure, OnLoss, Order, Part, PartSpec, Policy, Task};
+pub use repeat::Repeat;
 pub use request::TaskRequest;
 pub use state::{Event, PartState};
 pub use verb::Verb;

@@ -1,7 +1,7 @@
 //! What etcd holds: the task, its parts once they are split off, and the order to the
 //! worker that has a part.
 
-use super::{id::PartId, id::TaskId, state::PartState};
+use super::{id::PartId, id::TaskId, repeat::Repeat, state::PartState};
 use crate::{
     code::Code,
     duration::HumanDuration,
@@ -188,6 +188,9 @@ pub struct Policy {
     /// In which portions parts are let go; see [`super::release`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout: Option<Rollout>,
+    /// How often each part is run. Default: once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repeat: Option<Repeat>,
 }
 
 /// What somebody wants of a whole task.
@@ -352,7 +355,10 @@ pub struct Part {
     /// How often it was given to a worker.
     #[serde(default)]
     pub attempt: u32,
-    /// How many of its runs failed, since it was put or kicked.
+    /// How many rounds of a task that repeats were done.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub rounds: u32,
+    /// How many of its runs failed, since it was put, kicked or done.
     #[serde(default, skip_serializing_if = "is_default")]
     pub failures: u32,
     /// How many workers died with it or gave it up, since it was put or kicked.
@@ -390,6 +396,7 @@ impl Part {
             ready_at: None,
             node: task.part(n).and_then(|(spec, _)| spec.node.clone()),
             attempt: 0,
+            rounds: 0,
             failures: 0,
             losses: 0,
             deadline: None,

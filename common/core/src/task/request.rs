@@ -6,6 +6,7 @@ use super::{
         Control, DEFAULT_PRIORITY, DEFAULT_TTR, OnFailure, OnLoss, PartSpec, Policy, Task,
         TaskCommand,
     },
+    repeat::Repeat,
 };
 use crate::{
     code::Code,
@@ -92,6 +93,9 @@ pub struct TaskRequest {
     /// In which portions parts are let go.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rollout: Option<Rollout>,
+    /// How often each part is run. Default: once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repeat: Option<Repeat>,
     /// Fields that do not exist.
     #[serde(flatten)]
     #[cfg_attr(feature = "openapi", schema(ignore))]
@@ -135,6 +139,7 @@ pub const FIELDS: &[&str] = &[
     "on_failure",
     "on_loss",
     "rollout",
+    "repeat",
 ];
 /// … and of an item.
 const ITEM_FIELDS: &[&str] = &["target", "hosts"];
@@ -239,6 +244,11 @@ impl TaskRequest {
             }
         }
         self.rollout.as_ref().map_or(Ok(()), Rollout::validate)?;
+        self.repeat.as_ref().map_or(Ok(()), Repeat::validate)?;
+        if self.rollout.is_some() && self.repeat.is_some_and(|r| r.times.is_none()) {
+            let expected = "`times`: the next portion waits for the end of the one before";
+            return bad("repeat", "has no end, and the task is rolled out", expected);
+        }
         self.retry.as_ref().map_or(Ok(()), Retry::validate)
     }
 
@@ -324,6 +334,7 @@ impl TaskRequest {
                 }),
                 on_loss: self.on_loss.unwrap_or_default(),
                 rollout: self.rollout.clone(),
+                repeat: self.repeat,
             },
             control: Control::Active,
             pardoned: 0,

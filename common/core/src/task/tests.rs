@@ -1,6 +1,9 @@
 //! Lives of parts, from the request to the end.
 
+mod repeats;
+mod requests;
 mod rollouts;
+mod verbs;
 
 use super::{
     dispatch::{Effect, Fleet, MOST, OVERDUE, OrderChange, Plan, Tasks, Worker, plan, slots},
@@ -306,173 +309,17 @@ fn a_part_for_one_node_waits_for_it_until_its_time_to_run_is_over() {
 }
 
 #[test]
-fn touching_moves_the_deadline() {
+fn what_a_lost_worker_has_not_begun_is_taken_back_at_once() {
     let mut rig = Rig::new(1);
-    let task = rig.put(1, json!({"queue": "q", "cmd": "x", "ttr": "60s"}));
+    let task = rig.put(1, json!({"hosts": ["a"], "cmd": "x", "ttl": "60s"}));
     rig.at(0);
-    rig.now = 50;
-    assert_eq!(rig.act(task, 1, Verb::Touch), Ok(S::Reserved));
-    let part = rig.part(task, 1);
-    assert_eq!((part.deadline, part.touched), (Some(t(110)), 1));
-}
-
-#[test]
-fn what_is_cancelled_never_begins_and_what_is_stopped_ends() {
-    let mut rig = Rig::new(1);
-    let task = rig.put(
-        1,
-        json!({"queue": "q", "commands": [{"cmd": "1"}, {"cmd": "2"}, {"cmd": "3"}, {"cmd": "4"}]}),
-    );
-    assert_eq!(rig.at(0).len(), 3);
-    rig.begins(task, 1);
-    rig.control(task, Control::Cancelled);
-    rig.at(1);
-    // The one that has begun goes on; those given away and not begun are taken back.
-    assert_eq!(rig.states(task), [S::Reserved, S::Revoked, S::Revoked, S::Revoked]);
-    rig.control(task, Control::Stopped);
-    rig.at(2);
-    assert_eq!(rig.part(task, 1).ask, Some(Ask::Stop));
-    rig.ends(task, 1, Code::KILLED);
-    assert_eq!(rig.states(task)[0], S::Failed);
-    rig.at(3);
-    assert_eq!(rig.finished, [task]);
-}
-
-#[test]
-fn a_task_that_is_held_gives_nothing_away() {
-    let mut rig = Rig::new(1);
-    let task = rig.put(1, json!({"hosts": ["a", "b"], "cmd": "x"}));
-    rig.control(task, Control::Paused);
-    assert!(rig.at(0).is_empty() && rig.states(task).is_empty());
-    rig.control(task, Control::Active);
-    assert_eq!(rig.at(1).len(), 2);
-}
-
-/// Every verb in every state a part can be in: with a worker, and begun or not.
-#[test]
-fn every_verb_in_every_state() {
-    let verbs = [
-        Verb::Cancel,
-        Verb::Stop,
-        Verb::Release,
-        Verb::Bury,
-        Verb::Kick,
-        Verb::Touch,
-        Verb::Delete,
-    ];
-    let matrix = [
-        ("delayed", S::Delayed, false, "X X - - R - -"),
-        ("ready", S::Ready, false, "X X - - - - -"),
-        ("given away", S::Reserved, false, "X X R B - V F"),
-        ("begun", S::Reserved, true, "- V V V - V V"),
-        ("buried", S::Buried, false, "X X - - R - F"),
-        ("success", S::Success, false, "- - - - - - -"),
-    ];
-    for (name, state, begun, row) in matrix {
-        let mut is = Vec::new();
-        for verb in verbs {
-            let mut rig = Rig::new(1);
-            let task = rig.put(1, json!({"queue": "q", "cmd": "x"}));
-            rig.at(0);
-            let id = PartId { task, n: 1 };
-            let mut part = Part { state, ..rig.part(task, 1) };
-            part.begun_at = begun.then(|| t(0));
-            rig.set(id, part);
-            is.push(match rig.act(task, 1, verb) {
-                Err(why) => {
-                    assert!(why.starts_with("it "), "{why}");
-                    "-"
-                }
-                Ok(S::Ready) => "R",
-                Ok(S::Reserved) => "V",
-                Ok(S::Buried) => "B",
-                Ok(S::Failed) => "F",
-                Ok(S::Revoked) => "X",
-                Ok(other) => panic!("{other}"),
-            });
-        }
-        assert_eq!(is.join(" "), row, "{name}");
-    }
-}
-
-#[test]
-fn what_somebody_asked_for_comes_true_when_the_run_has_ended() {
-    for (verb, code, want) in [
-        (Verb::Stop, Code::KILLED, S::Failed),
-        (Verb::Delete, Code::KILLED, S::Failed),
-        (Verb::Bury, Code::KILLED, S::Buried),
-        (Verb::Release, Code::KILLED, S::Ready),
-        // It was done before anybody could end it.
-        (Verb::Stop, Code::OK, S::Success),
-        (Verb::Release, Code::OK, S::Success),
-        // Its worker died meanwhile.
-        (Verb::Stop, Code::LOST, S::Failed),
-    ] {
-        let mut rig = Rig::new(1);
-        let task = rig.put(1, json!({"queue": "q", "cmd": "x", "retry": {"max": 9}}));
-        rig.at(0);
-        rig.begins(task, 1);
-        rig.act(task, 1, verb).unwrap();
-        rig.ends(task, 1, code);
-        assert_eq!(rig.states(task), [want], "{verb} {code}");
-    }
-}
-
-#[test]
-fn requests_that_cannot_be_kept_say_why() {
-    let many: Vec<_> = (0..=MAX_PARTS).map(|_| json!({"cmd": "x"})).collect();
-    for (request, field, problem) in [
-        (json!({"cmd": "x"}), "target", "where"),
-        (json!({"target": "all"}), "cmd", "empty"),
-        (json!({"target": "all", "cmd": "x", "prio": 1}), "prio", "unknown"),
-        (json!({"target": "all", "cmd": "x", "schedule": "* * * * *"}), "schedule", "unknown"),
-        (json!({"target": "group=", "cmd": "x"}), "target", ""),
-        (json!({"target": "all", "hosts": ["a"], "cmd": "x"}), "hosts", "beside"),
-        (json!({"queue": "q", "hosts": ["a"], "cmd": "x"}), "hosts", "queue"),
-        (json!({"queue": "a/b", "cmd": "x"}), "queue", "'/'"),
-        (json!({"target": "all", "cmd": "x", "ttr": "0s"}), "ttr", "range"),
-        (
-            json!({"target": "all", "cmd": "x", "delay": "1h", "at": t(0).to_string()}),
-            "at",
-            "beside",
-        ),
-        (json!({"target": "all", "cmd": "x".repeat(200_000)}), "cmd", "bytes"),
-        (json!({"target": "all", "commands": [{"cmd": "x", "nope": 1}]}), "commands[0].nope", ""),
-        (
-            json!({"commands": [{"hosts": ["a"], "cmd": "x"}, {"cmd": "y"}]}),
-            "commands[1].target",
-            "where",
-        ),
-        (
-            json!({"queue": "q", "commands": [{"hosts": ["a"], "cmd": "x"}]}),
-            "commands[0].target",
-            "queue",
-        ),
-        (json!({"hosts": ["a", "zz"], "cmd": "x"}), "hosts", "no such host: zz"),
-        (json!({"target": "a or y", "cmd": "x"}), "target", "no such host: y"),
-        (json!({"target": "group=none", "cmd": "x"}), "target", "matches no node"),
-        (json!({"queue": "q", "commands": many}), "commands", "10001 parts"),
-    ] {
-        let text = request.to_string();
-        let text = &text[..text.len().min(200)];
-        let made = TaskRequest::from_user(request).and_then(|r| r.task(id(1), &three(), t(0)));
-        let e = made.expect_err(text);
-        assert_eq!(e.field, field, "{text}: {e}");
-        assert!(e.problem.contains(problem), "{text}: {e}");
-    }
-}
-
-#[test]
-fn different_nodes_get_different_commands() {
-    let mut rig = Rig::new(4);
-    let commands =
-        json!([{"hosts": ["a", "b"], "cmd": "one"}, {"target": "group=db", "cmd": "two"}]);
-    let task = rig.put(1, json!({"commands": commands}));
-    rig.at(0);
-    let task = &rig.tasks.tasks[&task].value;
-    let cmds: Vec<_> = (1..=3).map(|n| task.part(n).unwrap().1.cmd.as_str()).collect();
-    assert_eq!(cmds, ["one", "one", "two"]);
-    assert!(task.part(0).is_none() && task.part(4).is_none());
+    rig.fleet.workers.remove(&node("a"));
+    rig.fleet.gone.insert(node("a"));
+    assert!(rig.at(20).is_empty());
+    assert_eq!(rig.states(task), [S::Ready], "it may be withdrawn, or drop out by itself");
+    assert_eq!((rig.part(task, 1).attempt, rig.part(task, 1).losses), (0, 0));
+    rig.at(61);
+    assert_eq!(rig.states(task), [S::Revoked]);
 }
 
 #[test]
@@ -485,42 +332,6 @@ fn a_plan_is_bounded_and_goes_on() {
     rig.at(0);
     rig.at(0);
     assert_eq!(rig.states(task).len(), MOST + 10);
-}
-
-#[test]
-fn records_keep_what_a_newer_version_wrote() {
-    let task = TaskRequest::from_user(json!({"queue": "q", "cmd": "x"})).unwrap();
-    let task = task.task(id(1), &three(), t(0)).unwrap();
-    let mut json = serde_json::to_value(&task).unwrap();
-    json["new"] = json!({"a": 1});
-    let back: Task = serde_json::from_value(json.clone()).unwrap();
-    assert_eq!(serde_json::to_value(back).unwrap(), json);
-    let part = Part::pending(&task, 1);
-    let mut json = serde_json::to_value(&part).unwrap();
-    json["new"] = json!(7);
-    let back: Part = serde_json::from_value(json.clone()).unwrap();
-    assert_eq!(serde_json::to_value(back).unwrap(), json);
-}
-
-#[test]
-fn ids_are_read_as_they_are_written() {
-    let part = PartId { task: id(7), n: 12 };
-    assert_eq!(part.to_string().parse::<TaskRef>().unwrap(), TaskRef::Part(part));
-    assert_eq!(id(7).to_string().parse::<TaskRef>().unwrap(), TaskRef::Task(id(7)));
-    assert_eq!(part.name().as_str(), part.to_string());
-    for bad in
-        ["", "x", "1.2", &format!("{}.0", id(7)), &format!("{}.+1", id(7)), &format!("{}.", id(7))]
-    {
-        assert!(bad.parse::<TaskRef>().is_err(), "{bad}");
-    }
-}
-
-#[test]
-fn requests_are_told_apart() {
-    let digest = |v: Value| TaskRequest::from_user(v).unwrap().digest();
-    let one = json!({"queue": "q", "cmd": "x"});
-    assert_eq!(digest(one.clone()), digest(json!({"cmd": "x", "queue": "q"})));
-    assert_ne!(digest(one), digest(json!({"queue": "q", "cmd": "y"})));
 }
 
 #[test]

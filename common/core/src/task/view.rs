@@ -158,6 +158,10 @@ fn begin(cmd: &str) -> String {
     cmd.chars().take(500).collect()
 }
 
+fn is_zero(n: &u32) -> bool {
+    *n == 0
+}
+
 /// A part as it is shown.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -182,6 +186,9 @@ pub struct PartView {
     pub ready_at: Option<Timestamp>,
     /// How often it was given to a worker.
     pub attempt: u32,
+    /// How many rounds of a task that repeats were done.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub rounds: u32,
     /// Reserved: until when it must have ended, UTC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = "date-time"))]
@@ -221,6 +228,7 @@ impl PartView {
             since: part.since,
             ready_at: part.ready_at,
             attempt: part.attempt,
+            rounds: part.rounds,
             deadline: part.deadline,
             begun_at: part.begun_at,
             ask: part.ask,
