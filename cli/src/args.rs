@@ -195,11 +195,7 @@ pub(crate) enum JobCommand {
         files: Vec<PathBuf>,
     },
     /// List jobs.
-    List {
-        /// Only those that a place in the product tree has or inherits, as they are there.
-        #[arg(long, value_name = "PATH")]
-        tree: Option<TreePath>,
-    },
+    List(JobListArgs),
     /// Show a job, its nodes, its next slots and its last run.
     Get {
         /// The job.
@@ -258,6 +254,23 @@ pub(crate) enum JobCommand {
         #[arg(short, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
         n: u32,
     },
+}
+
+/// `meepo job list`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct JobListArgs {
+    /// Only names that match: `web-*`.
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) name: Option<String>,
+    /// Only those that this node holds.
+    #[arg(long)]
+    pub(crate) node: Option<Name>,
+    /// Only those that a place in the product tree has or inherits, as they are there.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) tree: Option<TreePath>,
+    /// At most so many [default: all].
+    #[arg(short, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) n: Option<u32>,
 }
 
 /// `meepo runs`.

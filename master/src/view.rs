@@ -3,13 +3,14 @@
 //! of this moment; the view serves synchronous commands and the leader's planning.
 
 use crate::digests::Digests;
+use jiff::Timestamp;
 use meepo_coord::{
     Entry, Etcd, keys,
     records::{DrainRecord, LabelsRecord, RerunRecord, decode},
     watch::{Batch, Change, Options, watch},
 };
 use meepo_core::{
-    id::{NodeId, RunId},
+    id::{Name, NodeId, RunId},
     job::{Assignment, JobSpec},
     labels,
     node::{Facts, Health, NodeInfo, NodeRecord},
@@ -17,12 +18,15 @@ use meepo_core::{
     tree::{Definition, TreePath},
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
 };
 use tokio::sync::{mpsc, watch as cell};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
+
+/// Where definitions are, at the root and below.
+pub const DEFINITIONS: [&str; 2] = [keys::JOBS, keys::TREE_JOBS];
 
 /// The view. Cloning is cheap.
 #[derive(Clone)]
@@ -38,6 +42,13 @@ pub struct Version {
     pub complete: bool,
     /// etcd's revision of the last change seen.
     pub revision: i64,
+    /// Grows when nodes come, go or change, but not with their facts of the moment.
+    pub nodes: u64,
+    /// Grows with these, with definitions and with [`Data::reruns`].
+    pub news: u64,
+    /// The newest of those at which a definition was put, at the root and below: each prefix
+    /// has a watch of its own, and one may be behind another.
+    pub defined: [i64; 2],
 }
 
 /// What is known.
@@ -55,10 +66,36 @@ pub struct Data {
     pub fleet: Fleet,
     /// Runs that are started again elsewhere should their node be lost.
     pub reruns: BTreeMap<(NodeId, RunId), At<RerunRecord>>,
+    /// Nodes that are known and not there.
+    pub away: BTreeSet<NodeId>,
+    /// Assignments that no master wrote, by job and node.
+    pub by_hand: BTreeMap<Name, BTreeMap<NodeId, Arc<ByHand>>>,
+    /// Those of them under the oldest form of key, whose job stands in the value.
+    oldest: BTreeMap<NodeId, Name>,
     /// The assignment read last: on many nodes a job's are the same, byte for byte.
-    last: Option<(Vec<u8>, Held)>,
+    last: Option<(Name, Vec<u8>, Result<Arc<Assignment>, Arc<ByHand>>)>,
     /// What each node should hold, as its worker counts it in its heartbeats.
     pub digests: Digests,
+}
+
+/// An assignment that was put into etcd by hand.
+#[derive(Debug)]
+pub struct ByHand {
+    /// What it says; `None` if it cannot be read at all.
+    pub assignment: Option<Assignment>,
+    /// Whether a worker cannot use it.
+    pub broken: bool,
+}
+
+impl ByHand {
+    /// Reads what stands at `rest` below a node's prefix.
+    fn read(rest: &str, value: &[u8]) -> Self {
+        let read = Assignment::from_etcd(value).and_then(|a| a.id_at(rest).map(|_| a));
+        match read {
+            Ok(assignment) => Self { assignment: Some(assignment), broken: false },
+            Err(_) => Self { assignment: decode(value).ok(), broken: true },
+        }
+    }
 }
 
 impl Data {
@@ -98,8 +135,14 @@ impl Data {
         let configured = health.map(|h| &h.labels).or(record.map(|r| &r.labels));
         let facts: Option<&Facts> = record.map(|r| &r.facts).or(health.map(|h| &h.facts));
         let (Some(configured), Some(facts)) = (configured, facts) else {
+            self.away.remove(id);
             return self.fleet.remove_node(id);
         };
+        if health.is_some() {
+            self.away.remove(id);
+        } else {
+            self.away.insert(id.clone());
+        }
         let labels = match self.labels.get(id) {
             Some(set) => labels::merged(configured, &set.labels),
             None => configured.clone(),
@@ -122,7 +165,13 @@ impl Data {
             self.nodes.insert(id.clone(), node);
             self.refresh(&id);
         } else if let Some(id) = keys::last(key, keys::DRAINS) {
-            let Some(drain) = read(entry) else { return };
+            // Somebody meant something by it; the worker takes it for a drain as well.
+            let unreadable = || DrainRecord {
+                requested_at: Timestamp::UNIX_EPOCH,
+                deadline: None,
+                extra: BTreeMap::new(),
+            };
+            let drain = read(entry).unwrap_or_else(unreadable);
             self.drains.insert(id.clone(), drain);
             self.refresh(&id);
         } else if let Some(id) = keys::last(key, keys::LABELS) {
@@ -144,16 +193,29 @@ impl Data {
             let Some(value) = read(entry) else { return };
             self.reruns.insert(run, At { value, revision: entry.mod_revision });
         } else if let Some((node, job)) = keys::node_and_job(key, keys::ASSIGNMENTS) {
-            let value = match &self.last {
-                Some((bytes, held)) if *bytes == entry.value => held.clone(),
+            let read = match self.last.take() {
+                // Whether one put by hand is right depends on its key, too.
+                Some((of, bytes, read)) if bytes == entry.value && (read.is_ok() || of == job) => {
+                    read
+                }
                 _ => match decode::<Assignment>(&entry.value) {
-                    Ok(a) if a.spec_revision.is_some() => Held::Ours(Arc::new(a)),
-                    _ => Held::Foreign,
+                    Ok(a) if a.spec_revision.is_some() => Ok(Arc::new(a)),
+                    _ => Err(Arc::new(ByHand::read(job.as_str(), &entry.value))),
                 },
             };
-            self.last = Some((entry.value.clone(), value.clone()));
+            self.set_by_hand(&node, &job, read.as_ref().err().cloned());
+            let value = read.as_ref().map_or(Held::Foreign, |a| Held::Ours(a.clone()));
+            self.last = Some((job.clone(), entry.value.clone(), read));
             let revision = entry.mod_revision;
             self.fleet.set_assignment(node, job, At { value, revision });
+        } else if let Some((node, "")) = keys::node_and_rest(key, keys::ASSIGNMENTS) {
+            self.forget_oldest(&node);
+            let by_hand = ByHand::read("", &entry.value);
+            let job = by_hand.assignment.as_ref().and_then(|a| a.task_id.clone());
+            if let Some(job) = job {
+                self.set_by_hand(&node, &job, Some(Arc::new(by_hand)));
+                self.oldest.insert(node, job);
+            }
         }
     }
 
@@ -178,9 +240,51 @@ impl Data {
         } else if let Some(run) = keys::node_and_run(key, keys::RERUNS) {
             self.reruns.remove(&run);
         } else if let Some((node, job)) = keys::node_and_job(key, keys::ASSIGNMENTS) {
+            self.set_by_hand(&node, &job, None);
             self.fleet.remove_assignment(&node, &job);
+        } else if let Some((node, "")) = keys::node_and_rest(key, keys::ASSIGNMENTS) {
+            self.forget_oldest(&node);
         }
     }
+
+    fn set_by_hand(&mut self, node: &NodeId, job: &Name, by_hand: Option<Arc<ByHand>>) {
+        if let Some(by_hand) = by_hand {
+            self.by_hand.entry(job.clone()).or_default().insert(node.clone(), by_hand);
+        } else if let Some(nodes) = self.by_hand.get_mut(job)
+            && nodes.remove(node).is_some()
+            && nodes.is_empty()
+        {
+            self.by_hand.remove(job);
+        }
+    }
+
+    fn forget_oldest(&mut self, node: &NodeId) {
+        if let Some(job) = self.oldest.remove(node) {
+            self.set_by_hand(node, &job, None);
+        }
+    }
+}
+
+/// Whether a change that `data` does not have yet is more of a node than facts and figures,
+/// which change all the time.
+fn is_of_nodes(change: &Change, data: &Data) -> bool {
+    let (Change::Put(Entry { key, .. }) | Change::Delete { key, .. }) = change;
+    if let (Some(id), Change::Put(entry)) = (keys::last(key, keys::HEALTH), change) {
+        let (Some(there), Ok(now)) = (data.health.get(&id), decode::<Health>(&entry.value)) else {
+            return true;
+        };
+        return (&there.instance, &there.status, &there.labels, there.task_slots, there.lease_ttl)
+            != (&now.instance, &now.status, &now.labels, now.task_slots, now.lease_ttl);
+    }
+    let families = [keys::HEALTH, keys::NODES, keys::DRAINS, keys::LABELS];
+    families.iter().any(|family| key.starts_with(family))
+}
+
+/// Whether a change that is not of nodes may be a reason to start a lost run elsewhere, or
+/// not to.
+fn is_of_reruns(change: &Change) -> bool {
+    let (Change::Put(Entry { key, .. }) | Change::Delete { key, .. }) = change;
+    [keys::RERUNS, keys::JOBS, keys::TREE_JOBS].iter().any(|family| key.starts_with(family))
 }
 
 fn read<T: serde::de::DeserializeOwned>(entry: &Entry) -> Option<T> {
@@ -231,14 +335,27 @@ impl View {
                 data.fleet.take_dirty();
                 data.fleet.mark(Dirty::all());
                 *write() = data;
-                version = Version { complete: true, revision };
+                version = Version {
+                    complete: true,
+                    revision,
+                    nodes: version.nodes + 1,
+                    news: version.news + 1,
+                    defined: [revision; 2],
+                };
             }
             Batch::Changes(changes) => {
                 let mut data = write();
                 for change in changes {
+                    let of_nodes = is_of_nodes(&change, &data);
+                    version.nodes += u64::from(of_nodes);
+                    version.news += u64::from(of_nodes || is_of_reruns(&change));
                     let revision = match &change {
                         Change::Put(entry) => {
                             data.put(entry);
+                            let family = DEFINITIONS.iter().position(|p| entry.key.starts_with(p));
+                            if let Some(i) = family {
+                                version.defined[i] = version.defined[i].max(entry.mod_revision);
+                            }
                             entry.mod_revision
                         }
                         Change::Delete { key, revision, .. } => {
@@ -274,3 +391,6 @@ impl Default for View {
         Self::new()
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

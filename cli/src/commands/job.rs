@@ -7,7 +7,7 @@ use super::{
     outcome::{Outcome, Outcomes},
 };
 use crate::{
-    args::TriggerArgs,
+    args::{JobListArgs, TriggerArgs},
     client::Client,
     error::{CliError, CliResult, exit},
     output::{
@@ -27,11 +27,33 @@ use meepo_core::{
 use reqwest::Method;
 use std::cell::RefCell;
 
+/// Jobs asked for at once.
+const PAGE: u32 = 1000;
+
 /// `job list`.
-pub(crate) async fn list(out: &Out, client: &Client, tree: Option<TreePath>) -> CliResult<u8> {
-    let at = [("tree", tree.map(|t| t.to_string()))];
-    let list: JobList = client.get(&["jobs"], &at).await?;
-    out.value(&list.jobs, |out| job_view::list(out, &list.jobs, Timestamp::now()))?;
+pub(crate) async fn list(out: &Out, client: &Client, args: JobListArgs) -> CliResult<u8> {
+    let most = args.n.map_or(usize::MAX, |n| n as usize);
+    let (mut jobs, mut cursor) = (Vec::new(), None);
+    loop {
+        let query = [
+            ("name", args.name.clone()),
+            ("node", args.node.as_ref().map(ToString::to_string)),
+            ("tree", args.tree.as_ref().map(ToString::to_string)),
+            ("limit", Some((most - jobs.len()).min(PAGE as usize).to_string())),
+            ("cursor", cursor),
+        ];
+        let page: JobList = client.get(&["jobs"], &query).await?;
+        jobs.extend(page.jobs);
+        cursor = page.next;
+        if cursor.is_none() || jobs.len() >= most {
+            break;
+        }
+    }
+    let filtered = args.name.is_some() || args.node.is_some() || args.tree.is_some();
+    out.value(&jobs, |out| job_view::list(out, &jobs, filtered, Timestamp::now()))?;
+    if cursor.is_some() {
+        out.note(&format!("there are more; these are the first {}", jobs.len()));
+    }
     Ok(exit::OK)
 }
 

@@ -8,7 +8,7 @@ use crate::output::{
 };
 use jiff::Timestamp;
 use meepo_core::{
-    api::{JobOnNode, JobSource, JobView},
+    api::{JobOnNode, JobSource, JobSummary, JobView},
     job::{JobSpec, JobStatus, OutputKeep, Placement},
     run::RunRecord,
 };
@@ -18,38 +18,64 @@ use std::fmt::Write;
 const CMD_WIDTH: usize = 40;
 
 /// The table of `job list`.
-pub(crate) fn list(out: &Out, jobs: &[JobView], now: Timestamp) -> String {
+pub(crate) fn list(out: &Out, jobs: &[JobSummary], filtered: bool, now: Timestamp) -> String {
     if jobs.is_empty() {
-        return "no jobs; make one with `meepo job apply -f FILE`\n".to_owned();
+        return match filtered {
+            true => "no such jobs\n".to_owned(),
+            false => "no jobs; make one with `meepo job apply -f FILE`\n".to_owned(),
+        };
     }
     let header = ["NAME", "SCHEDULE", "STATUS", "NODES", "NEXT", "LAST RUN", "COMMAND"];
     let mut table = Table::new(out, &header);
     for job in jobs {
-        let online = job.nodes.iter().filter(|n| n.online).count();
-        let problems = job.nodes.iter().filter(|n| n.problem.is_some()).count();
-        let mut nodes = format!("{online}/{}", job.nodes.len());
-        if problems > 0 {
+        let counts = job.counts;
+        let mut nodes = format!("{}/{}", counts.online, counts.nodes);
+        if let Ok(problems) = usize::try_from(counts.problems)
+            && problems > 0
+        {
             let _ = write!(nodes, " ({})", text::count(problems, "problem"));
         }
+        let (schedule, status, command) = match (&job.spec, &job.by_hand) {
+            (Some(spec), _) => (spec_schedule(spec), Some(spec.status), Some(&spec.cmd)),
+            (None, Some(by_hand)) => {
+                let express = Some(by_hand.express.clone()).filter(|e| !e.is_empty());
+                (express, Some(by_hand.status), Some(&by_hand.cmd))
+            }
+            (None, None) => (None, None, None),
+        };
+        let disabled = job.spec.as_ref().is_some_and(|s| s.disabled);
         table.row(vec![
             cell(job.name.as_str()),
-            maybe(schedule(job)),
-            verdict(status(job), job_status(job) == Some(JobStatus::Running)),
+            maybe(schedule),
+            verdict(status_word(status, disabled), status == Some(JobStatus::Running)),
             cell(nodes),
             maybe(job.next.map(|at| time::relative(at, now))),
             job.last_run.as_ref().map_or_else(|| cell("-"), |r| state(r.state)),
-            maybe(command(job).map(|c| text::shorten(&text::one_line(c), CMD_WIDTH))),
+            maybe(command.map(|c| text::shorten(&text::one_line(c), CMD_WIDTH))),
         ]);
     }
     table.render()
 }
 
+fn spec_schedule(spec: &JobSpec) -> Option<String> {
+    spec.schedule.as_ref().map(|s| match &spec.timezone {
+        Some(zone) => format!("{s} ({zone})"),
+        None => s.clone(),
+    })
+}
+
+fn status_word(status: Option<JobStatus>, disabled: bool) -> &'static str {
+    match status {
+        _ if disabled => "off",
+        Some(JobStatus::Running) => "running",
+        Some(JobStatus::Pause) => "paused",
+        None => "-",
+    }
+}
+
 fn schedule(job: &JobView) -> Option<String> {
     match &job.spec {
-        Some(spec) => spec.schedule.as_ref().map(|s| match &spec.timezone {
-            Some(zone) => format!("{s} ({zone})"),
-            None => s.clone(),
-        }),
+        Some(spec) => spec_schedule(spec),
         None => job.nodes.first().map(|n| n.express.clone()).filter(|e| !e.is_empty()),
     }
 }
@@ -61,19 +87,10 @@ fn command(job: &JobView) -> Option<&str> {
     }
 }
 
-fn job_status(job: &JobView) -> Option<JobStatus> {
-    job.spec.as_ref().map(|s| s.status).or_else(|| job.nodes.first().map(|n| n.status))
-}
-
 fn status(job: &JobView) -> &'static str {
-    if job.spec.as_ref().is_some_and(|s| s.disabled) {
-        return "off";
-    }
-    match job_status(job) {
-        Some(JobStatus::Running) => "running",
-        Some(JobStatus::Pause) => "paused",
-        None => "-",
-    }
+    let status = job.spec.as_ref().map(|s| s.status);
+    let status = status.or_else(|| job.nodes.first().map(|n| n.status));
+    status_word(status, job.spec.as_ref().is_some_and(|s| s.disabled))
 }
 
 /// The page of `job get`.
@@ -276,7 +293,17 @@ mod tests {
     #[test]
     fn the_list_has_a_line_a_job() {
         let now = "2026-01-01T02:00:00Z".parse().unwrap();
-        let text = list(&out(), &jobs(), now);
+        let jobs: Vec<JobSummary> = serde_json::from_value(json!([
+            {"name": "backup", "source": "definition", "next": "2026-01-01T03:00:00Z",
+             "spec": {"name": "backup", "cmd": "set -e\ntar c / | ssh x", "schedule": "0 3 * * *",
+                      "timezone": "Europe/Berlin"},
+             "counts": {"nodes": 2, "online": 1, "problems": 1},
+             "last_run": super::super::outcome::tests::run(json!({"exit_code": 3}))},
+            {"name": "byhand", "source": "etcd", "counts": {"nodes": 1, "online": 1, "problems": 0},
+             "by_hand": {"status": "pause", "express": "", "cmd": "date \u{1b}[2J"}}
+        ]))
+        .unwrap();
+        let text = list(&out(), &jobs, false, now);
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 3, "{text}");
         for want in
@@ -285,7 +312,8 @@ mod tests {
             assert!(lines[1].contains(want), "{want}: {text}");
         }
         assert!(lines[2].contains("paused") && lines[2].contains(r"date \x1b[2J"), "{text}");
-        assert!(list(&out(), &[], now).contains("meepo job apply"));
+        assert!(list(&out(), &[], false, now).contains("meepo job apply"));
+        assert!(!list(&out(), &[], true, now).contains("meepo job apply"));
     }
 
     #[test]

@@ -93,7 +93,7 @@ pub(crate) fn dispatch(cli: Cli) -> CliResult<u8> {
 async fn job_command(out: &Out, client: &Client, command: JobCommand) -> CliResult<u8> {
     match command {
         JobCommand::Apply { files } => apply::run(out, client, &files).await,
-        JobCommand::List { tree } => job::list(out, client, tree).await,
+        JobCommand::List(args) => job::list(out, client, args).await,
         JobCommand::Get { name, definition, tree } => {
             job::get(out, client, &name, definition, tree).await
         }

@@ -149,8 +149,66 @@ pub struct CronId {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct JobList {
-    /// All jobs, by name.
-    pub jobs: Vec<JobView>,
+    /// One page of jobs, by name.
+    pub jobs: Vec<JobSummary>,
+    /// The `cursor` of the next page; absent on the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// A job in a list: all but its nodes one by one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct JobSummary {
+    /// The job's name.
+    pub name: Name,
+    /// Where it comes from.
+    pub source: JobSource,
+    /// The definition; absent for [`JobSource::Etcd`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spec: Option<JobSpec>,
+    /// Revision of the definition in etcd; changes with every apply.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<i64>,
+    /// The next slot on any node, UTC; absent when paused or only on demand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = "date-time"))]
+    pub next: Option<Timestamp>,
+    /// What is defined at places in the product tree, besides the root.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tree: Vec<TreeDefinition>,
+    /// How many nodes hold it.
+    pub counts: JobCounts,
+    /// As it stands on the first of its nodes; only where there is no definition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by_hand: Option<JobByHand>,
+    /// The newest known run, where the log store could be asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_run: Option<RunRecord>,
+}
+
+/// How many nodes hold a job. As this master's watch knows it, some milliseconds old.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct JobCounts {
+    /// All of them.
+    pub nodes: u64,
+    /// Those whose worker is alive.
+    pub online: u64,
+    /// Those that cannot use what was put there by hand.
+    pub problems: u64,
+}
+
+/// What was put into etcd by hand, on one node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct JobByHand {
+    /// Whether the schedule is followed.
+    pub status: JobStatus,
+    /// The expression; empty: only on demand.
+    pub express: String,
+    /// The command.
+    pub cmd: String,
 }
 
 /// Answer of `PUT /v1/jobs/{name}` and `POST /v1/jobs`.

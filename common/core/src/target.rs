@@ -41,7 +41,7 @@ mod prefer;
 mod tests;
 pub mod tree;
 
-pub(crate) use glob::matches as glob;
+pub use glob::matches as glob;
 
 use crate::{error::Invalid, id::Name, node::NodeInfo};
 use expr::Expr;

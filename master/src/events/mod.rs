@@ -13,11 +13,13 @@ mod families;
 mod ring;
 mod subscription;
 mod teller;
+mod whereabouts;
 
 pub use subscription::{Begin, Item};
 
 use crate::metrics::Metrics;
 use meepo_coord::{CoordError, Etcd, history::Ended, keys};
+use meepo_core::id::{NodeId, RunId};
 use meepo_runtime::backoff::Backoff;
 use ring::Ring;
 use std::{
@@ -29,6 +31,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use whereabouts::Whereabouts;
 
 /// Events kept in memory.
 const RING: usize = 10_000;
@@ -38,6 +41,9 @@ pub const MAX_LISTENERS: usize = 256;
 const MAX_REPLAYS: usize = 8;
 /// So many revisions back a master begins that was just started, if etcd still has them.
 const BEHIND: i64 = 2_000;
+
+/// Longest wait until all is known that has happened.
+const CAUGHT_UP: Duration = Duration::from_millis(500);
 
 /// The events that a master knows. Cloning is cheap.
 #[derive(Clone)]
@@ -49,6 +55,8 @@ struct Inner {
     etcd: Etcd,
     metrics: Arc<Metrics>,
     ring: Mutex<Ring>,
+    /// Where runs are, as of the head of the ring or newer.
+    whereabouts: Mutex<Whereabouts>,
     state: watch::Sender<State>,
     listeners: Arc<Semaphore>,
     replays: Arc<Semaphore>,
@@ -77,6 +85,7 @@ impl Events {
                 etcd,
                 metrics,
                 ring: Mutex::new(Ring::new(capacity)),
+                whereabouts: Mutex::default(),
                 state: watch::Sender::default(),
                 listeners: Arc::new(Semaphore::new(MAX_LISTENERS)),
                 replays: Arc::new(Semaphore::new(MAX_REPLAYS)),
@@ -87,6 +96,29 @@ impl Events {
     fn ring(&self) -> MutexGuard<'_, Ring> {
         // Nothing is left half done while it is held.
         self.inner.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn whereabouts(&self) -> MutexGuard<'_, Whereabouts> {
+        // As above: a change is taken in as a whole.
+        self.inner.whereabouts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The node of a run that is asked for and not taken, or that some job runs now. What
+    /// etcd has at this moment counts.
+    ///
+    /// # Errors
+    /// When etcd does not answer.
+    pub async fn node_of(&self, run: RunId) -> Result<Option<NodeId>, CoordError> {
+        let known = || self.whereabouts().node_of(run);
+        if let Some(node) = known() {
+            return Ok(Some(node));
+        }
+        let newest = self.inner.etcd.revision().await?;
+        let mut state = self.inner.state.subscribe();
+        // Others may write to etcd what is not told here, so not for ever.
+        let told = state.wait_for(|s| s.head >= newest);
+        let _ = tokio::time::timeout(CAUGHT_UP, told).await;
+        Ok(known())
     }
 
     /// Follows etcd until `stop` is cancelled.
@@ -142,6 +174,11 @@ impl Events {
                     Ok(fresh) => fresh,
                     Err(e) => return broken(e),
                 };
+                let whereabouts = match Whereabouts::begin(&self.inner.etcd, fresh.at()).await {
+                    Ok(whereabouts) => whereabouts,
+                    Err(e) => return broken(e),
+                };
+                *self.whereabouts() = whereabouts;
                 self.update(|ring| ring.reset(fresh.at()));
                 teller.insert((fresh, newest))
             }
@@ -158,6 +195,10 @@ impl Events {
                 Err(ended) => return ended,
             };
             backoff.reset();
+            {
+                let mut whereabouts = self.whereabouts();
+                step.changes.iter().for_each(|change| whereabouts.change(change));
+            }
             let events = teller.tell(step);
             self.inner.metrics.events.inc_by(events.len() as u64);
             self.update(|ring| ring.push(events, teller.at(), *before));

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use meepo_core::{
-    api::{Applied, JobOnNode, JobSource, JobView, NodeView, RunRef},
+    api::{Applied, JobOnNode, JobSource, JobSummary, JobView, NodeView, RunRef},
     code::Code,
     error::Invalid,
     id::RunId,
@@ -199,6 +199,27 @@ pub fn job(view: JobView) -> pb::Job {
         nodes: view.nodes.into_iter().map(on_node).collect(),
         last_run: view.last_run.map(run),
         tree: view.tree.into_iter().map(tree_definition).collect(),
+    }
+}
+
+/// A job of a list, as a message.
+pub fn job_summary(job: JobSummary) -> pb::JobSummary {
+    pb::JobSummary {
+        name: job.name.to_string(),
+        source: word(job.source),
+        spec: job.spec.map(spec),
+        revision: job.revision.unwrap_or_default(),
+        next: job.next.map(time),
+        nodes: job.counts.nodes,
+        online: job.counts.online,
+        problems: job.counts.problems,
+        last_run: job.last_run.map(run),
+        tree: job.tree.into_iter().map(tree_definition).collect(),
+        by_hand: job.by_hand.map(|b| pb::JobByHand {
+            status: word(b.status),
+            express: b.express,
+            cmd: b.cmd,
+        }),
     }
 }
 

@@ -3,7 +3,7 @@
 use super::convert;
 use crate::{
     error::ApiError,
-    ops::{ExecItem, FORWARDED, FollowItem, Ops},
+    ops::{ExecItem, FORWARDED, FollowItem, JobFilter, Ops},
 };
 use futures::StreamExt;
 use jiff::Timestamp;
@@ -90,11 +90,17 @@ impl Jobs for Public {
     }
 
     async fn list(&self, request: Request<pb::ListJobsRequest>) -> Answer<pb::JobList> {
-        let jobs = match tree(request.into_inner().tree)? {
-            Some(path) => self.ops.list_jobs_at(&path).await?,
-            None => self.ops.list_jobs().await?,
+        let request = request.into_inner();
+        let filter = JobFilter {
+            name: optional(request.name),
+            node: optional(request.node).map(|n| name("node", &n)).transpose()?,
+            tree: tree(request.tree)?,
+            limit: Some(request.limit).filter(|n| *n > 0),
+            cursor: optional(request.cursor),
         };
-        Ok(Response::new(pb::JobList { jobs: jobs.into_iter().map(convert::job).collect() }))
+        let list = self.ops.list_jobs(&filter).await?;
+        let jobs = list.jobs.into_iter().map(convert::job_summary).collect();
+        Ok(Response::new(pb::JobList { jobs, next: list.next.unwrap_or_default() }))
     }
 
     async fn delete(&self, request: Request<pb::JobName>) -> Answer<pb::AppliedJob> {

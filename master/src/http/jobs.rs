@@ -2,12 +2,13 @@
 
 use super::{
     App,
-    extract::{NamePath, Params},
+    extract::{NamePath, Params, read},
 };
-use crate::error::ApiResult;
+use crate::{error::ApiResult, ops::JobFilter};
 use axum::{Json, extract::State};
 use meepo_core::{
     api::{Applied, ErrorBody, JobList, JobView},
+    id::NodeId,
     placement::JobExplanation,
     target::Target,
     tree::TreePath,
@@ -20,20 +21,33 @@ pub(super) struct TreeParams {
     tree: Option<TreePath>,
 }
 
-/// All jobs, by name: definitions, and what was put into etcd by hand. With `tree` only those
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListParams {
+    name: Option<String>,
+    node: Option<NodeId>,
+    tree: Option<TreePath>,
+    #[serde(default, deserialize_with = "read::number")]
+    limit: Option<u32>,
+    cursor: Option<String>,
+}
+
+/// Jobs, by name: definitions, and what was put into etcd by hand. With `tree` only those
 /// that a place in the product tree has or inherits, as they are there.
 #[utoipa::path(get, path = "/v1/jobs", tag = "jobs",
-    params(("tree" = Option<String>, Query, description = "A path such as shop/cart")),
-    responses((status = 200, body = JobList), (status = 503, body = ErrorBody)))]
+    params(("name" = Option<String>, Query, description = "Only names that match, as in web-*"),
+        ("node" = Option<String>, Query, description = "Only jobs that this node holds"),
+        ("tree" = Option<String>, Query, description = "A path such as shop/cart"),
+        ("limit" = Option<u32>, Query, description = "Default 100, at most 1000"),
+        ("cursor" = Option<String>, Query, description = "`next` of the page before")),
+    responses((status = 200, body = JobList), (status = 400, body = ErrorBody),
+        (status = 503, body = ErrorBody)))]
 pub(super) async fn list_jobs(
     State(app): State<App>,
-    Params(p): Params<TreeParams>,
+    Params(p): Params<ListParams>,
 ) -> ApiResult<Json<JobList>> {
-    let jobs = match p.tree {
-        Some(path) => app.ops.list_jobs_at(&path).await?,
-        None => app.ops.list_jobs().await?,
-    };
-    Ok(Json(JobList { jobs }))
+    let ListParams { name, node, tree, limit, cursor } = p;
+    Ok(Json(app.ops.list_jobs(&JobFilter { name, node, tree, limit, cursor }).await?))
 }
 
 /// One job: its definition, its nodes, its newest run. With `tree` as it is at a place in the

@@ -3,6 +3,8 @@
 mod exec;
 mod follow;
 mod forward;
+mod job_list;
+mod job_view;
 mod jobs;
 mod labels;
 mod leader;
@@ -12,10 +14,12 @@ mod probe;
 mod runs;
 mod tasks;
 mod tree;
+mod trigger;
 
 pub use exec::{DEFAULT_TIMEOUT, ExecItem, Host};
 pub use follow::{Feeds, FollowItem};
 pub use forward::FORWARDED;
+pub use job_list::JobFilter;
 pub use leader::LeaderLink;
 pub use live::LiveNodes;
 pub use tasks::{KeyLease, Submitted, TaskFilter};

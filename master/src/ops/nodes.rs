@@ -165,7 +165,8 @@ fn drain_view(health: Option<&Health>, drain: Option<&DrainRecord>) -> Option<Dr
             let state = confirmed.filter(|(_, at)| *at >= drain.requested_at);
             Some(DrainView {
                 state: state.map_or(DrainState::Asked, |(state, _)| state),
-                requested_at: drain.requested_at,
+                // Of an unreadable request only the worker says since when.
+                requested_at: state.map_or(drain.requested_at, |(_, at)| at),
                 deadline: drain.deadline,
             })
         }

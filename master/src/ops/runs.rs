@@ -5,10 +5,10 @@ use crate::error::{ApiError, ApiResult};
 use jiff::Timestamp;
 use meepo_coord::{
     keys,
-    records::{KillRecord, decode, encode},
+    records::{KillRecord, encode},
 };
 use meepo_core::{
-    api::{CronId, RunList, RunRef},
+    api::{RunList, RunRef},
     code::Code,
     id::{NodeId, RunId},
     run::{OutputChunk, RunRecord},
@@ -91,21 +91,6 @@ impl Ops {
         if let Some(node) = self.board.node_of(run_id) {
             return Ok(Some(node));
         }
-        let (triggers, cronids) = tokio::try_join!(
-            self.etcd.list(keys::TRIGGERS, None),
-            self.etcd.list(keys::CRONIDS, None)
-        )?;
-        let asked = triggers.0.iter().find_map(|e| {
-            let (node, run) = keys::node_and_run(&e.key, keys::TRIGGERS)?;
-            (run == run_id).then_some(node)
-        });
-        let runs = || {
-            cronids.0.iter().find_map(|e| {
-                let (node, _) = keys::node_and_job(&e.key, keys::CRONIDS)?;
-                let id: CronId = decode(&e.value).ok()?;
-                (id.cronid == run_id).then_some(node)
-            })
-        };
-        Ok(asked.or_else(runs))
+        Ok(self.events.node_of(run_id).await?)
     }
 }

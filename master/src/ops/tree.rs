@@ -1,10 +1,10 @@
 //! Definitions in the product tree, and why a node has a job or has it not.
 
-use super::{
-    Ops,
-    jobs::{Places, not_over},
+use super::{Ops, job_list::counts_below, jobs::not_over, trigger::Places};
+use crate::{
+    error::{ApiError, ApiResult},
+    view::Data,
 };
-use crate::error::{ApiError, ApiResult};
 use jiff::Timestamp;
 use meepo_coord::{
     etcd::Cas,
@@ -12,14 +12,14 @@ use meepo_coord::{
     records::{decode, encode},
 };
 use meepo_core::{
-    api::{Action, Applied, JobView},
+    api::{Action, Applied, JobSummary, JobView},
     code::Code,
     id::{Name, NodeId},
     job::JobSpec,
     node::NodeInfo,
     placement::JobExplanation,
     target::Target,
-    tree::{Definition, Definitions, JobDocument, LABEL, TreePath},
+    tree::{Definition, Definitions, JobDocument, LABEL, TreeDefinition, TreePath},
 };
 use std::{collections::BTreeMap, time::Duration};
 use tracing::info;
@@ -125,34 +125,10 @@ impl Ops {
         Ok(view)
     }
 
-    /// The jobs that a path of the tree has by its own definitions and inherits, by name.
-    pub async fn list_jobs_at(&self, path: &TreePath) -> ApiResult<Vec<JobView>> {
-        let mut views = Vec::new();
-        for view in self.views().await? {
-            views.extend(self.at(view, path).ok().flatten());
-        }
-        let names: Vec<Name> = views.iter().map(|v| v.name.clone()).collect();
-        let mut runs = self.newest_runs(&names).await;
-        for view in &mut views {
-            view.last_run = runs.remove(&view.name);
-        }
-        Ok(views)
-    }
-
     /// What a job is at a path; `None` if nothing is defined there or above.
     fn at(&self, view: JobView, path: &TreePath) -> ApiResult<Option<JobView>> {
-        let mut all = Definitions::default();
-        if let (Some(spec), Some(revision)) = (view.spec.clone(), view.revision) {
-            let fields = JobDocument::from(spec).fields;
-            all.0.insert(TreePath::ROOT, Definition { fields, revision });
-        }
-        for given in &view.tree {
-            let definition =
-                Definition { fields: given.definition.clone(), revision: given.revision };
-            all.0.insert(given.tree.clone(), definition);
-        }
-        let Some(deepest) = all.deepest(path.as_str()) else { return Ok(None) };
-        let resolved = all.resolve(deepest)?;
+        let root = view.spec.clone().zip(view.revision);
+        let Some((spec, revision)) = resolved_at(root, &view.tree, path)? else { return Ok(None) };
         let data = self.view.read();
         let nodes = data.fleet.nodes();
         let below = |id: &NodeId| {
@@ -160,9 +136,9 @@ impl Ops {
             path.covers(place.map_or("", String::as_str))
         };
         let holders = view.nodes.into_iter().filter(|n| below(&n.node)).collect();
-        let next = view.next.filter(|_| !resolved.spec.disabled);
-        let revision = Some(resolved.revision());
-        Ok(Some(JobView { spec: Some(resolved.spec), revision, nodes: holders, next, ..view }))
+        let next = view.next.filter(|_| !spec.disabled);
+        let revision = Some(revision);
+        Ok(Some(JobView { spec: Some(spec), revision, nodes: holders, next, ..view }))
     }
 
     /// Why nodes have a job or have it not, and where its fields come from.
@@ -192,6 +168,38 @@ impl Ops {
         let nodes = fleet.explain(name, meant.into_iter().map(|n| &n.id));
         Ok(JobExplanation { job: name.clone(), nodes })
     }
+}
+
+/// What the definitions come to at a path, with the newest of their revisions; `None` if
+/// nothing is defined there or above.
+fn resolved_at(
+    root: Option<(JobSpec, i64)>,
+    tree: &[TreeDefinition],
+    path: &TreePath,
+) -> ApiResult<Option<(JobSpec, i64)>> {
+    let mut all = Definitions::default();
+    if let Some((spec, revision)) = root {
+        let fields = JobDocument::from(spec).fields;
+        all.0.insert(TreePath::ROOT, Definition { fields, revision });
+    }
+    for given in tree {
+        let definition = Definition { fields: given.definition.clone(), revision: given.revision };
+        all.0.insert(given.tree.clone(), definition);
+    }
+    let Some(deepest) = all.deepest(path.as_str()) else { return Ok(None) };
+    let resolved = all.resolve(deepest)?;
+    let revision = resolved.revision();
+    Ok(Some((resolved.spec, revision)))
+}
+
+/// A job of a list as it is at a path; `None` if nothing is defined there or above, or what
+/// is makes no job.
+pub(super) fn at_path(job: JobSummary, path: &TreePath, data: &Data) -> Option<JobSummary> {
+    let root = job.spec.clone().zip(job.revision);
+    let (spec, revision) = resolved_at(root, &job.tree, path).ok().flatten()?;
+    let counts = counts_below(&job.name, path, data);
+    let next = job.next.filter(|_| !spec.disabled);
+    Some(JobSummary { spec: Some(spec), revision: Some(revision), counts, next, ..job })
 }
 
 /// Where a job with definitions could be run now, and what to run there: the nodes of each

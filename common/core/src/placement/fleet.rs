@@ -14,6 +14,7 @@ use crate::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Bound,
     sync::Arc,
 };
 
@@ -25,6 +26,22 @@ pub struct Fleet {
     pub(super) jobs: BTreeMap<Name, Job>,
     pub(super) held: BTreeMap<Name, BTreeMap<NodeId, At<Held>>>,
     pub(super) dirty: Dirty,
+}
+
+/// What a job is now, at the place of a definition.
+#[derive(Debug, Clone, Copy)]
+pub enum Standing<'a> {
+    /// There is no such job.
+    Gone,
+    /// It has no definition at that place, but others.
+    Moved,
+    /// It is switched off there.
+    Off,
+    /// Nodes keep what they have: this version cannot read all definitions, or they do not
+    /// make a job.
+    Unreadable,
+    /// It is this.
+    On(&'a JobSpec),
 }
 
 /// The definitions of a job and what they come to at each of their paths.
@@ -202,6 +219,22 @@ impl Fleet {
         self.jobs.keys()
     }
 
+    /// Every job that has a definition and comes after `name`.
+    pub fn jobs_after(&self, name: Option<&Name>) -> impl Iterator<Item = &Name> {
+        let from = name.map_or(Bound::Unbounded, Bound::Excluded);
+        self.jobs.range::<Name, _>((from, Bound::Unbounded)).map(|(name, _)| name)
+    }
+
+    /// How many nodes hold a job.
+    pub fn held(&self, job: &Name) -> usize {
+        self.held.get(job).map_or(0, BTreeMap::len)
+    }
+
+    /// Whether a node holds a job.
+    pub fn holds(&self, node: &NodeId, job: &Name) -> bool {
+        self.held.get(job).is_some_and(|nodes| nodes.contains_key(node))
+    }
+
     /// The definitions of a job.
     pub fn definitions(&self, job: &Name) -> Option<&Definitions> {
         self.jobs.get(job).map(|j| &j.definitions)
@@ -214,6 +247,20 @@ impl Fleet {
             Variant::Broken(e) => Some((path, e)),
             _ => None,
         })
+    }
+
+    /// What has become of the definition that a run was made from.
+    pub fn standing(&self, job: &Name, tree: &TreePath) -> Standing<'_> {
+        match self.jobs.get(job) {
+            None => Standing::Gone,
+            Some(job) if job.is_opaque() => Standing::Unreadable,
+            Some(job) => match job.variants.get(tree) {
+                None => Standing::Moved,
+                Some(Variant::Off) => Standing::Off,
+                Some(Variant::Broken(_)) => Standing::Unreadable,
+                Some(Variant::On(on)) => Standing::On(&on.spec),
+            },
+        }
     }
 
     /// The node that is to run a slot of a job that runs once, as `lost` cannot any more,

@@ -21,7 +21,7 @@ mod tests;
 pub use choose::{ONCE_HOLDERS, Waiting};
 pub use dirty::Dirty;
 pub use explanation::{FieldOrigin, JobExplanation, NodeExplanation, Reason};
-pub use fleet::Fleet;
+pub use fleet::{Fleet, Standing};
 
 use crate::{
     id::{Name, NodeId},

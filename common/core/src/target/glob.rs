@@ -6,7 +6,7 @@ pub(super) fn is_pattern(text: &str) -> bool {
 }
 
 /// Whether `text` as a whole matches `pattern`. At worst the product of both lengths.
-pub(crate) fn matches(pattern: &str, text: &str) -> bool {
+pub fn matches(pattern: &str, text: &str) -> bool {
     let (mut p, mut t) = (pattern.chars(), text.chars());
     // Where to go on if what follows the last `*` does not fit: the pattern after it,
     // and the text from one character later on.
