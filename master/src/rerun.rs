@@ -10,6 +10,7 @@
 //! ended what it claimed (see the worker's lease guard).
 
 use crate::view::View;
+use anyhow::Context;
 use etcd_client::{Compare, CompareOp, Txn, TxnOp};
 use jiff::{SignedDuration, Timestamp};
 use meepo_coord::{
@@ -21,13 +22,13 @@ use meepo_coord::{
 use meepo_core::{
     code::Code,
     id::{NodeId, RunId},
-    job::{Assignment, OnNodeLoss},
-    placement::At,
-    run::{RunState, to_millis},
+    job::{Assignment, OnNodeLoss, Placement},
+    placement::{At, Standing},
+    run::{Cause, RunRecord, RunState, to_millis},
 };
-use meepo_logstore::LogStore;
+use meepo_logstore::{LogItem, LogStore};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -48,18 +49,115 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a request to run again waits for its node.
 const KEPT: SignedDuration = SignedDuration::from_hours(24);
 
+/// A slot that is older is not run again.
+const MAX_AGE: SignedDuration = SignedDuration::from_hours(24);
+
 type Key = (NodeId, RunId);
 
 /// What is to be done about a run.
 enum Step {
-    /// Its worker lives, or no other node could take it now.
+    /// Its worker lives: nothing, until that changes.
     Leave,
     /// Look again then.
     Later(Instant),
-    /// It has ended, or is not to be run again.
-    Forget(&'static str),
+    /// No other node could take it now. Look again with the next news, or then at the latest.
+    Nobody(Instant),
+    /// It has ended.
+    Ended,
+    /// It is lost and is not run again, for this reason.
+    GiveUp(&'static str),
     /// It is started again there.
     Move(NodeId, Box<Assignment>),
+}
+
+/// What was known of a run when it was looked at last.
+struct Seen {
+    revision: i64,
+    /// The process of its node's worker that was there, if one was.
+    instance: Option<String>,
+    /// When to look again.
+    due: Option<Instant>,
+    /// Whether any news are a reason to.
+    by_news: bool,
+}
+
+/// The runs that have keys, each with the time of its next look. Only those are looked at
+/// that have something new, or whose time has come.
+#[derive(Default)]
+struct Open {
+    runs: HashMap<Key, Seen>,
+    due: BTreeSet<(Instant, Key)>,
+    /// Since when nodes are away, as far as this master has seen.
+    away: HashMap<NodeId, Instant>,
+    /// How many news of the view there had been.
+    news: Option<u64>,
+}
+
+impl Open {
+    /// Takes in what is new.
+    fn look(&mut self, view: &View, news: u64, now: Instant) {
+        if self.news.replace(news) == Some(news) {
+            return;
+        }
+        let data = view.read();
+        let gone: Vec<Key> =
+            self.runs.keys().filter(|key| !data.reruns.contains_key(*key)).cloned().collect();
+        for key in gone {
+            self.set(&key, None, false);
+            self.runs.remove(&key);
+        }
+        self.away.retain(|node, _| !data.health.contains_key(node));
+        let mut fresh = Vec::new();
+        for (key, at) in &data.reruns {
+            let instance = data.health.get(&key.0).map(|h| h.instance.as_str());
+            if instance.is_none() {
+                self.away.entry(key.0.clone()).or_insert(now);
+            }
+            let same =
+                |s: &&mut Seen| s.revision == at.revision && s.instance.as_deref() == instance;
+            if let Some(seen) = self.runs.get_mut(key).filter(same)
+                && !seen.by_news
+            {
+                continue;
+            }
+            let (revision, instance) = (at.revision, instance.map(str::to_owned));
+            let due = self.runs.get(key).and_then(|s| s.due);
+            let seen = Seen { revision, instance, due, by_news: false };
+            self.runs.insert(key.clone(), seen);
+            fresh.push(key.clone());
+        }
+        for key in fresh {
+            self.set(&key, Some(now), false);
+        }
+    }
+
+    /// Sets when a run is looked at again.
+    fn set(&mut self, key: &Key, due: Option<Instant>, by_news: bool) {
+        let Some(seen) = self.runs.get_mut(key) else { return };
+        if let Some(before) = std::mem::replace(&mut seen.due, due) {
+            self.due.remove(&(before, key.clone()));
+        }
+        seen.by_news = by_news;
+        self.due.extend(due.map(|at| (at, key.clone())));
+    }
+
+    /// A run whose time has come; it is not told again unless its time is set anew.
+    fn pop(&mut self, now: Instant) -> Option<Key> {
+        let (at, _) = self.due.first()?;
+        if *at > now {
+            return None;
+        }
+        let (_, key) = self.due.pop_first()?;
+        if let Some(seen) = self.runs.get_mut(&key) {
+            seen.due = None;
+        }
+        Some(key)
+    }
+
+    /// When the next look is due.
+    fn next(&self) -> Option<Instant> {
+        self.due.first().map(|(at, _)| *at)
+    }
 }
 
 /// Starts lost runs again while this master leads, until `stop` is cancelled.
@@ -71,41 +169,50 @@ pub async fn run(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut changes = view.changes();
-    // Since when nodes are away, as far as this master has seen.
-    let mut away: HashMap<NodeId, Instant> = HashMap::new();
+    let mut open = Open::default();
     loop {
         let term = leadership.borrow_and_update().mine;
-        let complete = changes.borrow_and_update().complete;
-        let mut next = None;
-        if let Some(term) = term.filter(|_| complete) {
-            let open: BTreeMap<Key, At<RerunRecord>> = view.read().reruns.clone();
-            away.retain(|node, _| open.keys().any(|(n, _)| n == node));
-            for (key, at) in open {
-                let step = look(&*store, &view, &mut away, &key, &at.value).await;
+        let version = *changes.borrow_and_update();
+        if let Some(term) = term.filter(|_| version.complete) {
+            let now = Instant::now();
+            open.look(&view, version.news, now);
+            while let Some(key) = open.pop(now) {
+                let Some(at) = view.read().reruns.get(&key).cloned() else { continue };
+                let (step, known) = look(&*store, &view, &open.away, &key, &at.value).await;
                 let outcome = match step {
                     Step::Leave => continue,
-                    Step::Later(at) => {
-                        next = next.map_or(Some(at), |n: Instant| Some(n.min(at)));
+                    Step::Later(then) => {
+                        open.set(&key, Some(then), false);
                         continue;
                     }
-                    Step::Forget(why) => {
-                        info!(run_id = %key.1, node = %key.0, why, "not run again");
-                        forget(&etcd, term, &key, at.revision).await
+                    Step::Nobody(then) => {
+                        open.set(&key, Some(then), true);
+                        continue;
+                    }
+                    Step::Ended => forget(&etcd, term, &key, at.revision).await.map_err(Into::into),
+                    Step::GiveUp(why) => {
+                        match tell(&*store, &view, &key, &at.value, known, why).await {
+                            Ok(()) => {
+                                forget(&etcd, term, &key, at.revision).await.map_err(Into::into)
+                            }
+                            Err(e) => Err(e),
+                        }
                     }
                     Step::Move(to, assignment) => {
-                        again(&etcd, &view, term, &key, &at, &to, *assignment).await
+                        let moved = again(&etcd, &view, term, &key, &at, &to, *assignment).await;
+                        moved.map_err(Into::into)
                     }
                 };
                 if let Err(e) = outcome {
-                    warn!(run_id = %key.1, error = %e, "cannot run a lost run again, will try");
+                    warn!(run_id = %key.1, error = %format!("{e:#}"), "cannot settle a lost run, will try");
                 }
                 // Until the view shows what was written.
-                let soon = Instant::now() + AGAIN;
-                next = next.map_or(Some(soon), |n: Instant| Some(n.min(soon)));
+                open.set(&key, Some(Instant::now() + AGAIN), false);
             }
         } else {
-            away.clear();
+            open = Open::default();
         }
+        let next = open.next();
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             changed = changes.changed() => if changed.is_err() { return Ok(()) },
@@ -115,59 +222,126 @@ pub async fn run(
     }
 }
 
+/// What is to be done about a run, and what the log store has of it.
 async fn look(
     store: &dyn LogStore,
     view: &View,
-    away: &mut HashMap<NodeId, Instant>,
+    away: &HashMap<NodeId, Instant>,
     (node, run_id): &Key,
     record: &RerunRecord,
-) -> Step {
+) -> (Step, Option<RunRecord>) {
     let instance = view.read().health.get(node).map(|h| h.instance.clone());
     let there = instance.is_some();
-    if there {
-        away.remove(node);
-    }
     let now = Instant::now();
     match instance {
         // The worker that has the run lives; it says itself when it had to end it.
-        Some(instance) if instance == record.instance && !record.ended => return Step::Leave,
+        Some(instance) if instance == record.instance && !record.ended => {
+            return (Step::Leave, None);
+        }
         Some(_) => {}
         None => {
-            let since = *away.entry(node.clone()).or_insert(now);
+            let since = away.get(node).copied().unwrap_or(now);
             let until = since + record.lease_ttl.0 + ENDED;
             if now < until {
-                return Step::Later(until);
+                return (Step::Later(until), None);
             }
         }
     }
     let known = tokio::time::timeout(PATIENCE, store.get_run(*run_id)).await;
     let known = known.ok().and_then(Result::ok).flatten();
-    let lost = match known.map(|r| (r.state, r.code)) {
+    let lost = match known.as_ref().map(|r| (r.state, r.code)) {
         Some((RunState::Lost, _)) => true,
         // The node had lost its lease, and so its right to the slot.
         Some((RunState::Killed, Code::ETCD)) => true,
-        Some((state, _)) if state.is_final() => return Step::Forget("it has ended"),
+        Some((state, _)) if state.is_final() => return (Step::Ended, known),
         // A worker that lives tells what became of its last life's runs.
         _ if there && !record.ended => false,
         _ => true,
     };
-    if !lost {
-        return Step::Later(now + AGAIN);
-    }
+    let step = if lost { decide(view, node, record, now) } else { Step::Later(now + AGAIN) };
+    (step, known)
+}
+
+/// What is to be done about a run that is lost.
+fn decide(view: &View, node: &NodeId, record: &RerunRecord, now: Instant) -> Step {
     if record.reruns >= MAX_RERUNS {
-        return Step::Forget("it was run again often enough");
+        return Step::GiveUp("it was run again often enough");
     }
-    let data = view.read();
-    let Some(place) = data.fleet.successor(&record.job, &record.tree, node) else {
-        return match data.fleet.definitions(&record.job) {
-            Some(_) => Step::Leave,
-            None => Step::Forget("its job is gone"),
-        };
+    let left = MAX_AGE - Timestamp::now().duration_since(record.slot);
+    let Some(left) = Duration::try_from(left).ok().filter(|left| !left.is_zero()) else {
+        return Step::GiveUp("its slot is more than a day ago");
     };
-    let (to, assignment) = place;
-    match assignment.on_node_loss {
-        OnNodeLoss::Rerun => Step::Move(to, Box::new(assignment)),
-        OnNodeLoss::Fail => Step::Forget("its job does not ask for it any more"),
+    let data = view.read();
+    match data.fleet.standing(&record.job, &record.tree) {
+        Standing::Gone => return Step::GiveUp("its job is gone"),
+        Standing::Moved => return Step::GiveUp("the definition it ran by is gone"),
+        Standing::Off => return Step::GiveUp("its job is switched off"),
+        Standing::On(spec) if spec.placement != Placement::Once => {
+            return Step::GiveUp("its job runs on several nodes now");
+        }
+        Standing::On(spec) if spec.on_node_loss != OnNodeLoss::Rerun => {
+            return Step::GiveUp("its job does not ask for it any more");
+        }
+        Standing::On(_) | Standing::Unreadable => {}
+    }
+    match data.fleet.successor(&record.job, &record.tree, node) {
+        Some((to, assignment)) => Step::Move(to, Box::new(assignment)),
+        None => Step::Nobody(now + left),
+    }
+}
+
+/// Writes down that a lost run is not run again. Its key goes after that.
+async fn tell(
+    store: &dyn LogStore,
+    view: &View,
+    key: &Key,
+    record: &RerunRecord,
+    known: Option<RunRecord>,
+    why: &str,
+) -> anyhow::Result<()> {
+    let (node, run_id) = key;
+    info!(%run_id, %node, why, "a lost run is not run again");
+    let record = not_again(view, key, record, known, why);
+    let told = tokio::time::timeout(PATIENCE, store.append(&[LogItem::Run(record)])).await;
+    Ok(told.context("the log store does not answer")??)
+}
+
+/// The record of the attempt that is not made. Its id follows from that of the lost run, so
+/// that it is stored once, however often it is told.
+fn not_again(
+    view: &View,
+    (node, run_id): &Key,
+    of: &RerunRecord,
+    known: Option<RunRecord>,
+    why: &str,
+) -> RunRecord {
+    let now = to_millis(Timestamp::now());
+    let data = view.read();
+    let (executor, cmd) = match (known, data.fleet.standing(&of.job, &of.tree)) {
+        (Some(lost), _) => (lost.executor, lost.cmd),
+        (None, Standing::On(spec)) => (spec.executor, spec.cmd.clone()),
+        (None, _) => Default::default(),
+    };
+    RunRecord {
+        run_id: RunId(Uuid::from_u128(run_id.0.as_u128() ^ 1)),
+        job: Some(of.job.clone()),
+        node: node.clone(),
+        slot: of.slot,
+        attempt: of.attempt.saturating_add(1),
+        cause: Cause::Schedule,
+        executor,
+        cmd,
+        state: RunState::Missed,
+        code: Code::LOST,
+        message: Some(format!("run {run_id} was lost with its node and is not run again: {why}")),
+        exit_code: None,
+        signal: None,
+        fence: None,
+        pid: None,
+        started_at: None,
+        ended_at: Some(now),
+        output_bytes: 0,
+        dropped_bytes: 0,
     }
 }
 
@@ -229,3 +403,6 @@ async fn again(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 //! Runs whose node is lost: repeated elsewhere exactly once, whoever dies meanwhile.
 
 use crate::fleet::{SOON, apply, quick, runs, wait_runs};
+use jiff::{SignedDuration, Timestamp};
 use meepo_tests::{Cluster, eventually};
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -126,6 +127,59 @@ async fn a_run_that_died_with_its_worker_is_repeated_and_what_ends_leaves_nothin
         let (status, body) = api.post("/v1/jobs", spec).await;
         assert_eq!((status, body["error"]["field"].as_str()), (400, Some(field)), "{body}");
     }
+}
+
+#[tokio::test]
+async fn what_is_not_run_again_is_recorded_with_the_reason() {
+    let cluster = quick().start().await;
+    let api = cluster.api();
+    let rerun = |name: &str| {
+        json!({"name": name, "cmd": "echo again", "schedule": "@yearly", "placement": "once",
+            "on_node_loss": "rerun"})
+    };
+    apply(&api, rerun("on")).await;
+    let mut off = rerun("off");
+    off["disabled"] = json!(true);
+    apply(&api, off).await;
+    apply(&api, json!({"name": "each", "cmd": "true", "schedule": "@yearly"})).await;
+    // Keys as a worker leaves them that is gone for good.
+    let now = Timestamp::now();
+    let old = now - SignedDuration::from_hours(25);
+    let cases = [
+        ("on", 3, now, "run again often enough"),
+        ("on", 0, old, "more than a day ago"),
+        ("off", 0, now, "switched off"),
+        ("gone", 0, now, "its job is gone"),
+        ("each", 0, now, "several nodes"),
+        ("on", 0, now, ""),
+    ];
+    for (job, reruns, slot, _) in cases {
+        let key = format!("/meepo/rerun/lost-node/{}", uuid::Uuid::now_v7());
+        let record = json!({"job": job, "slot": slot.to_string(), "attempt": reruns + 1,
+            "reruns": reruns, "instance": "dead", "lease_ttl": "1s"});
+        cluster.etcd().ctl(&["put", &key, &record.to_string()]).await.ok();
+    }
+    for (job, reruns, _, why) in cases.iter().filter(|c| !c.3.is_empty()) {
+        let query = format!("job={job}&state=missed&node=lost-node");
+        eventually(SOON, format!("{job} is given up: {why}"), async || {
+            let found = runs(&api, &query).await;
+            let says = |r: &&Value| {
+                r["message"].as_str().unwrap_or_default().contains(why)
+                    && r["attempt"] == reruns + 2
+            };
+            if found.iter().filter(says).count() == 1 {
+                Ok(())
+            } else {
+                Err(json!(found).to_string())
+            }
+        })
+        .await;
+    }
+    // The one for which nothing speaks against it.
+    let ran = wait_runs(&api, "job=on&state=success", 1).await;
+    assert_eq!((&ran[0]["attempt"], &ran[0]["node"]), (&json!(2), &json!("127.0.0.2")));
+    wait_no_keys(&cluster).await;
+    assert_eq!(runs(&api, "state=missed").await.len(), cases.len() - 1);
 }
 
 #[tokio::test]
