@@ -8,7 +8,7 @@ use meepo_coord::keys;
 use meepo_core::{
     code::Code,
     id::{NodeId, RunId},
-    mismatch::{self, Kind, Looks, Word},
+    mismatch::{self, Found, Kind, Looks, Word},
     run::{RunRecord, RunState, to_millis},
 };
 use meepo_logstore::{LogItem, RunQuery};
@@ -19,6 +19,10 @@ use tracing::{debug, info, warn};
 /// Most runs looked at in one round: the oldest that are recorded as running matter, and
 /// a fleet has no more than that for long.
 const MAX_RUNS: usize = 10_000;
+
+/// Most runs looked for in the log store in one round, as workers name them; the others
+/// follow. Each is looked for once.
+const MAX_LOOKUPS: usize = 1_000;
 
 /// Looks at every worker's last word once in a `lease_ttl`, and at records and requests
 /// once in three, while this master leads.
@@ -71,7 +75,8 @@ async fn running(
         let page = ops.store.list_runs(&query).await?;
         n += page.runs.len();
         for run in page.runs {
-            if run.started_at.is_some_and(|at| at <= latest) {
+            // One that was asked for again does not say when its process was started.
+            if run.started_at.unwrap_or(run.slot) <= latest {
                 found.entry(run.node.clone()).or_default().insert(run.run_id, run);
             }
         }
@@ -94,7 +99,7 @@ fn word(beat: &Beat) -> Word {
 async fn look(ops: &Ops, looks: &mut Looks, recorded: &HashMap<NodeId, HashMap<RunId, RunRecord>>) {
     let beats = ops.sessions.beats();
     looks.retain(|node, _| beats.contains_key(node));
-    let mut lost = Vec::new();
+    let (mut lost, mut lookups) = (Vec::new(), MAX_LOOKUPS);
     for (node, beat) in &beats {
         let word = word(beat);
         let before = looks.entry(node.clone()).or_default();
@@ -104,7 +109,25 @@ async fn look(ops: &Ops, looks: &mut Looks, recorded: &HashMap<NodeId, HashMap<R
         let held = ops.view.read().digests.of(node);
         let runs = recorded.get(node);
         let ids: Vec<RunId> = runs.iter().flat_map(|r| r.keys().copied()).collect();
-        let (stale, unknown) = mismatch::compare(&word, held, &ids, before);
+        let Found { stale, unknown, named } = mismatch::compare(&word, held, &ids, before);
+        for run in named {
+            if lookups == 0 {
+                break;
+            }
+            lookups -= 1;
+            match ops.store.get_run(run).await {
+                Ok(Some(_)) => before.settle(run),
+                Ok(None) => {
+                    info!(%node, %run, "the log store has no record of the run; it is asked for");
+                    if ops.sessions.tell(node, run) {
+                        before.settle(run);
+                        count(&ops.metrics, Kind::UnlistedRun, 1);
+                    }
+                }
+                // The next words say the same.
+                Err(_) => lookups = 0,
+            }
+        }
         if stale {
             info!(%node, "the worker holds other assignments than etcd has; it is to read them");
             count(&ops.metrics, Kind::StaleAssignments, 1);

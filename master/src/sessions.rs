@@ -196,6 +196,11 @@ impl Sessions {
         self.order(node, Order::Compare(pb::Compare {}));
     }
 
+    /// Asks a worker for the record of a run; answers whether the order is on its way.
+    pub fn tell(&self, node: &NodeId, run: RunId) -> bool {
+        self.order(node, Order::Tell(pb::Tell { run_id: run.to_string() }))
+    }
+
     /// Hands on what a worker sent.
     pub fn output(&self, output: pb::Output) {
         let Ok(run_id) = output.run_id.parse() else { return };

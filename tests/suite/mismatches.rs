@@ -126,6 +126,32 @@ async fn a_run_its_worker_does_not_know_is_lost_and_one_it_knows_is_not() {
 }
 
 #[tokio::test]
+async fn a_run_of_which_the_log_store_has_nothing_is_asked_for() {
+    let cluster = quick().worker_arg("--heartbeat").worker_arg("1s").start().await;
+    let (api, master) = (cluster.api(), cluster.master(0));
+    apply(&api, json!({"name": "long", "cmd": "sleep 600", "target": "127.0.0.2"})).await;
+    assert_eq!(api.post("/v1/jobs/long/trigger", json!({})).await.0, 202);
+    let known = wait_runs(&api, "job=long&state=running", 1).await;
+    // The log store comes back from a time before.
+    master.process().kill9();
+    for end in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(cluster.dir().join(format!("logs.db{end}")));
+    }
+    master.process().restart();
+    master.wait_ready().await;
+    let again = wait_runs(&api, "job=long&state=running", 1).await;
+    for field in ["run_id", "node", "slot", "attempt", "cause", "pid", "cmd"] {
+        assert_eq!(again[0][field], known[0][field], "{field}");
+    }
+    wait_count(&cluster, "unlisted_run", 1).await;
+    // It is asked for once.
+    assert_eq!(count(&cluster, "unlisted_run").await, 1);
+    let id = known[0]["run_id"].as_str().unwrap();
+    assert_eq!(api.post(&format!("/v1/runs/{id}/kill"), json!({})).await.0, 202);
+    wait_runs(&api, "job=long&state=killed", 1).await;
+}
+
+#[tokio::test]
 async fn a_second_worker_gets_no_session() {
     let cluster = quick().start().await;
     wait_session(&cluster.api(), "127.0.0.2").await;

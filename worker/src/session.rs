@@ -12,7 +12,7 @@ use crate::{
     metrics::Metrics,
     process::KillReason,
     registry::{Event, Stages},
-    state::born,
+    state::{SpoolItem, born},
 };
 use anyhow::Context;
 use jiff::Timestamp;
@@ -197,6 +197,11 @@ impl Session {
                 info!("the master asks to read all assignments anew");
                 self.compare.notify_one();
             }
+            Order::Tell(tell) => {
+                if let Ok(run_id) = tell.run_id.parse::<RunId>() {
+                    self.tell(run_id);
+                }
+            }
             Order::Kill(kill) => {
                 if let Ok(run_id) = kill.run_id.parse()
                     && !self.engine.registry.kill(run_id, KillReason::Requested)
@@ -257,6 +262,29 @@ impl Session {
         let record = plan.not_run(&self.engine.node, RunState::Failed, code, Some(why));
         let out = out.clone();
         tokio::spawn(async move { send(&out, ended(&record, 0)).await });
+    }
+
+    /// Delivers the record of a run that is under way again.
+    fn tell(&self, run_id: RunId) {
+        let engine = self.engine.clone();
+        tokio::spawn(async move {
+            let told = async {
+                let open = engine.state.recover().await?;
+                let own = open.into_iter().find(|run| run.record.run_id == run_id);
+                match own {
+                    Some(run) => {
+                        let pid = run.process.map(|(pid, _)| pid).or(run.record.pid);
+                        let record = RunRecord { pid, ..run.record };
+                        engine.state.spool(&[SpoolItem::Record(record)]).await
+                    }
+                    None => Ok(()),
+                }
+            };
+            match told.await {
+                Ok(()) => info!(%run_id, "the master asks for the record of a run"),
+                Err(e) => warn!(%run_id, error = %e, "cannot deliver the record of a run again"),
+            }
+        });
     }
 
     fn follow(&self, run_id: RunId, from: u64, out: Out) {

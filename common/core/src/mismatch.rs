@@ -16,6 +16,8 @@ pub enum Kind {
     StaleAssignments,
     /// The log store has a run as running of which its worker knows nothing.
     UnknownRun,
+    /// A worker runs something of which the log store knows nothing.
+    UnlistedRun,
     /// A worker wants the session of a node as which another one is registered.
     TwoSessions,
     /// A request to run waits for a node that has been forgotten.
@@ -37,6 +39,12 @@ pub const TABLE: &[(Kind, &str, &str, &str)] = &[
         "a run is recorded as running for three lease times or longer, and two heartbeats that \
          list all runs of its worker do not name it",
         "it is marked `lost`; what its worker may still tell of its end replaces that",
+    ),
+    (
+        Kind::UnlistedRun,
+        "unlisted_run",
+        "two heartbeats in a row name a run of which the log store has no record",
+        "its worker is asked to send the record again, once",
     ),
     (
         Kind::TwoSessions,
@@ -79,9 +87,29 @@ pub struct Before {
     /// The digest of etcd that the worker's differed from.
     differed: Option<Digest>,
     missed: BTreeSet<RunId>,
+    named: BTreeSet<RunId>,
+    /// Those of them that need no further look.
+    settled: BTreeSet<RunId>,
+}
+
+/// What is found in a word.
+#[derive(Debug, Default, PartialEq)]
+pub struct Found {
+    /// The worker's assignments are stale.
+    pub stale: bool,
+    /// Runs that are recorded as running and that it does not know.
+    pub unknown: Vec<RunId>,
+    /// Runs that it has named twice by now. The log store should have them; see
+    /// [`Before::settle`].
+    pub named: Vec<RunId>,
 }
 
 impl Before {
+    /// A run that was [named](Found::named) was looked for; that is done once.
+    pub fn settle(&mut self, run: RunId) {
+        self.settled.insert(run);
+    }
+
     /// Whether this word has been looked at already.
     pub fn seen(&self, word: &Word) -> bool {
         self.at == Some(word.at)
@@ -89,14 +117,8 @@ impl Before {
 }
 
 /// Compares one word of a worker with the digest of what etcd has for it and with its
-/// runs that are recorded as running for long enough. Answers whether its assignments
-/// are stale, and the runs it does not know.
-pub fn compare(
-    word: &Word,
-    held: Digest,
-    recorded: &[RunId],
-    before: &mut Before,
-) -> (bool, Vec<RunId>) {
+/// runs that are recorded as running for long enough.
+pub fn compare(word: &Word, held: Digest, recorded: &[RunId], before: &mut Before) -> Found {
     let differs = word.digest.is_some_and(|d| d != held);
     let stale = differs && before.differed == Some(held);
     let missed: BTreeSet<RunId> = match word.all {
@@ -104,13 +126,18 @@ pub fn compare(
         false => BTreeSet::new(),
     };
     let unknown = missed.intersection(&before.missed).copied().collect();
+    let settled: BTreeSet<RunId> = before.settled.intersection(&word.running).copied().collect();
+    let twice = word.running.intersection(&before.named);
+    let named = twice.filter(|run| !settled.contains(run)).copied().collect();
     *before = Before {
         at: Some(word.at),
         // Once asked, it gets as long again.
         differed: (differs && !stale).then_some(held),
         missed,
+        named: word.running.clone(),
+        settled,
     };
-    (stale, unknown)
+    Found { stale, unknown, named }
 }
 
 /// Whether a session is opened by another worker than the one that is registered.
@@ -166,18 +193,18 @@ mod tests {
     #[test]
     fn assignments_are_stale_when_two_words_differ_from_the_same_state() {
         let (mut before, old, new) = (Before::default(), digest("old"), digest("new"));
-        assert!(!compare(&word(1, "old", &[]), old, &[], &mut before).0);
+        assert!(!compare(&word(1, "old", &[]), old, &[], &mut before).stale);
         // Just placed, and still on its way.
-        assert!(!compare(&word(2, "old", &[]), new, &[], &mut before).0);
+        assert!(!compare(&word(2, "old", &[]), new, &[], &mut before).stale);
         // Placed again meanwhile.
-        assert!(!compare(&word(3, "old", &[]), digest("newer"), &[], &mut before).0);
-        assert!(compare(&word(4, "old", &[]), digest("newer"), &[], &mut before).0);
+        assert!(!compare(&word(3, "old", &[]), digest("newer"), &[], &mut before).stale);
+        assert!(compare(&word(4, "old", &[]), digest("newer"), &[], &mut before).stale);
         // It has been asked, and gets time to answer.
-        assert!(!compare(&word(5, "old", &[]), digest("newer"), &[], &mut before).0);
-        assert!(compare(&word(6, "old", &[]), digest("newer"), &[], &mut before).0);
+        assert!(!compare(&word(5, "old", &[]), digest("newer"), &[], &mut before).stale);
+        assert!(compare(&word(6, "old", &[]), digest("newer"), &[], &mut before).stale);
         // One that has not heard etcd yet says nothing.
         let silent = Word { digest: None, ..word(7, "", &[]) };
-        assert!(!compare(&silent, new, &[], &mut before).0);
+        assert!(!compare(&silent, new, &[], &mut before).stale);
         assert!(before.seen(&silent) && !before.seen(&word(8, "", &[])));
     }
 
@@ -186,7 +213,7 @@ mod tests {
         let (mut before, held) = (Before::default(), digest("x"));
         let look = |word: &Word, recorded: &[u128], before: &mut Before| {
             let recorded: Vec<RunId> = recorded.iter().map(|n| run(*n)).collect();
-            compare(word, held, &recorded, before).1
+            compare(word, held, &recorded, before).unknown
         };
         assert_eq!(look(&word(1, "x", &[1]), &[1, 2], &mut before), []);
         assert_eq!(look(&word(2, "x", &[1]), &[1, 2], &mut before), [run(2)]);
@@ -198,6 +225,24 @@ mod tests {
         assert_eq!(look(&word(4, "x", &[]), &[3], &mut before), []);
         assert_eq!(look(&some, &[3], &mut before), []);
         assert_eq!(look(&word(6, "x", &[]), &[3], &mut before), []);
+    }
+
+    #[test]
+    fn a_run_is_looked_for_once_when_two_words_name_it() {
+        let (mut before, held) = (Before::default(), digest("x"));
+        let look = |at, runs: &[u128], before: &mut Before| {
+            compare(&word(at, "x", runs), held, &[], before).named
+        };
+        assert_eq!(look(1, &[1, 2], &mut before), []);
+        assert_eq!(look(2, &[1, 3], &mut before), [run(1)]);
+        // The log store did not answer.
+        assert_eq!(look(3, &[1, 3], &mut before), [run(1), run(3)]);
+        before.settle(run(1));
+        assert_eq!(look(4, &[1, 3], &mut before), [run(3)]);
+        assert_eq!(look(5, &[1], &mut before), []);
+        // What has ended is forgotten.
+        assert_eq!(look(6, &[], &mut before), []);
+        assert!(before.settled.is_empty() && before.named.is_empty());
     }
 
     #[test]
@@ -223,9 +268,9 @@ mod tests {
             for (i, (held, runs)) in looks.iter().enumerate() {
                 let held = held.to_string();
                 let recorded: Vec<RunId> = runs.iter().map(|n| run(*n)).collect();
-                let (stale, unknown) =
-                    compare(&word(i as i64, &held, runs), digest(&held), &recorded, &mut before);
-                prop_assert!(!stale && unknown.is_empty());
+                let word = word(i as i64, &held, runs);
+                let found = compare(&word, digest(&held), &recorded, &mut before);
+                prop_assert!(!found.stale && found.unknown.is_empty());
             }
         }
     }
