@@ -13,11 +13,7 @@ use meepo_core::{
     run::{RunState, to_millis},
 };
 use meepo_logstore::{LogItem, LogStore, RunQuery};
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -43,12 +39,9 @@ pub async fn run(
     let mut due: HashMap<NodeId, Instant> = HashMap::new();
     loop {
         let leads = leadership.borrow_and_update().mine.is_some();
-        let complete = changes.borrow_and_update().complete;
-        if leads && complete {
-            let away: HashSet<NodeId> = {
-                let data = view.read();
-                data.nodes.keys().filter(|id| !data.health.contains_key(*id)).cloned().collect()
-            };
+        let seen = *changes.borrow_and_update();
+        if leads && seen.complete {
+            let away = view.read().away.clone();
             due.retain(|id, _| away.contains(id));
             for id in away {
                 due.entry(id).or_insert_with(|| Instant::now() + GRACE);
@@ -59,7 +52,9 @@ pub async fn run(
         let next = due.values().min().copied();
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            changed = changes.changed() => if changed.is_err() { return Ok(()) },
+            gone = async { changes.wait_for(|v| v.nodes != seen.nodes).await.is_err() } => {
+                if gone { return Ok(()) }
+            }
             changed = leadership.changed() => if changed.is_err() { return Ok(()) },
             () = sleep_until(next) => {
                 let now = Instant::now();

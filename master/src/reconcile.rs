@@ -61,6 +61,10 @@ pub async fn run(
             away = Away::default();
         }
         let mut retry = None;
+        if term.is_none() {
+            // Whoever begins to lead looks at everything.
+            view.take_dirty();
+        }
         if let Some(term) = term.filter(|_| complete) {
             due.add(view.take_dirty());
             due.nodes.extend(away.look(&view, &due, Instant::now()));
@@ -264,21 +268,34 @@ fn write<'a>(
                 outcome.failed(group, None);
             }
             Err(e) if e.retryable() || group.len() == 1 => outcome.failed(group, Some(e)),
+            Ok(None) if !as_planned(etcd, group).await => outcome.failed(group, None),
             // One stale or oversized key must not take the others with it.
             Ok(None) | Err(_) => {
-                for (i, effect) in group.iter().enumerate() {
-                    let one = write(etcd, term, std::slice::from_ref(effect), metrics).await;
-                    let away = one.error.as_ref().is_some_and(CoordError::retryable);
-                    outcome.add(one);
-                    if away {
-                        outcome.failed(&group[i..], None);
-                        break;
-                    }
+                let (one, other) = group.split_at(group.len() / 2);
+                outcome.add(write(etcd, term, one, metrics).await);
+                match &outcome.error {
+                    Some(e) if e.retryable() => outcome.failed(other, None),
+                    _ => outcome.add(write(etcd, term, other, metrics).await),
                 }
             }
         }
         outcome
     })
+}
+
+/// Whether the definitions that a group was planned from are unchanged. If they are not, none
+/// of its writes can succeed.
+async fn as_planned(etcd: &Etcd, group: &[Effect]) -> bool {
+    let planned: BTreeMap<String, i64> = group
+        .iter()
+        .flat_map(Comparing::definitions)
+        .map(|((job, path), revision)| (keys::job_at(job, path), revision))
+        .collect();
+    let wanted: Vec<String> = planned.keys().cloned().collect();
+    let Ok(found) = etcd.get_all(&wanted).await else { return true };
+    let found: HashMap<&str, i64> =
+        found.iter().map(|e| (e.key.as_str(), e.mod_revision)).collect();
+    planned.iter().all(|(key, revision)| found.get(key.as_str()).unwrap_or(&0) == revision)
 }
 
 /// Cuts the effects into transactions that etcd takes: of the comparisons and of the

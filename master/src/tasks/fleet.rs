@@ -28,10 +28,10 @@ pub(super) struct Nodes {
     /// What workers told of theirs, also those that are away by now.
     told: HashMap<NodeId, Duration>,
     away: HashMap<NodeId, Instant>,
-    /// The view that `told` was made from.
-    heard: Option<crate::view::Version>,
-    /// The view that `workers` was made from, and when.
-    seen: Option<(crate::view::Version, Instant)>,
+    /// The nodes of the view that `told` was made from, by its count of their changes.
+    heard: Option<u64>,
+    /// Those that `workers` was made from, and when.
+    seen: Option<(u64, Instant)>,
     fleet: Fleet,
 }
 
@@ -49,7 +49,7 @@ impl Nodes {
 
     /// Keeps in mind what workers tell that may be away when this master leads.
     pub(super) fn listen(&mut self, view: &View) {
-        let version = *view.changes().borrow();
+        let version = view.changes().borrow().nodes;
         if self.heard.replace(version) != Some(version) {
             let data = view.read();
             self.told.retain(|id, _| data.nodes.contains_key(id));
@@ -70,7 +70,13 @@ impl Nodes {
         sessions: &Sessions,
         board: &Board,
     ) -> (&Fleet, Option<Instant>) {
-        let version = *view.changes().borrow();
+        // Without work nobody asks for the workers.
+        if board.read().parts.is_empty() {
+            self.seen = None;
+            self.away.clear();
+            return (&self.fleet, None);
+        }
+        let version = view.changes().borrow().nodes;
         let known = self.seen.is_some_and(|(v, at)| v == version && at.elapsed() < FRESH);
         if !known {
             self.seen = Some((version, Instant::now()));

@@ -73,7 +73,8 @@ pub async fn run(leader: Leader, stop: CancellationToken) -> anyhow::Result<()> 
         let mut backoff = Backoff::new(Duration::from_secs(5));
         loop {
             let term = leadership.borrow_and_update().mine;
-            let complete = tasks.borrow_and_update().complete && nodes.borrow_and_update().complete;
+            let seen = *nodes.borrow_and_update();
+            let complete = tasks.borrow_and_update().complete && seen.complete;
             known.listen(&view);
             let mut again = None;
             match term.filter(|_| complete) {
@@ -121,7 +122,10 @@ pub async fn run(leader: Leader, stop: CancellationToken) -> anyhow::Result<()> 
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = tasks.changed() => if changed.is_err() { return },
-                changed = nodes.changed() => if changed.is_err() { return },
+                // Assignments, of which most changes are, do not matter here.
+                gone = async { nodes.wait_for(|v| v.nodes != seen.nodes).await.is_err() } => {
+                    if gone { return }
+                }
                 changed = leadership.changed() => if changed.is_err() { return },
                 () = sleep_until(again) => continue,
             }
@@ -209,9 +213,10 @@ async fn write(etcd: &Etcd, board: &Board, term: i64, group: Vec<Write>) -> Outc
         }
         // One that has changed or is refused must not take the others with it.
         Ok(None) | Err(_) => {
-            let mut outcome = Outcome::default();
-            for one in group {
-                outcome.and(Box::pin(write(etcd, board, term, vec![one])).await);
+            let (mut outcome, mut half) = (Outcome::default(), group);
+            let other = half.split_off(n / 2);
+            for half in [half, other] {
+                outcome.and(Box::pin(write(etcd, board, term, half)).await);
                 if outcome.error.is_some() {
                     break;
                 }

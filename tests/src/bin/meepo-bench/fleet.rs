@@ -47,6 +47,8 @@ pub(crate) struct FleetFigures {
     /// Assignments per second: until all are in etcd; until all workers know.
     placed: Vec<f64>,
     known: Vec<f64>,
+    /// CPU time for each of these assignments in microseconds, by process.
+    cost: Vec<(&'static str, f64)>,
     /// Seconds of one `GET /v1/nodes` and `GET /v1/jobs`.
     nodes: f64,
     jobs: f64,
@@ -80,7 +82,9 @@ pub(crate) async fn measure(workers: u32, idle: Duration) -> Result<FleetFigures
         memory.push((process, before?, idle::resident(pid)?));
     }
 
-    let all = All { fleet: &fleet, cluster: &cluster, etcd: cluster.etcd().client().await, n };
+    // Without a limit of time: one call deletes the keys of all workers.
+    let etcd = Client::connect([cluster.member(0).url()], None).await?;
+    let all = All { fleet: &fleet, cluster: &cluster, etcd, n };
     let mut figures = FleetFigures {
         workers,
         registered,
@@ -92,6 +96,7 @@ pub(crate) async fn measure(workers: u32, idle: Duration) -> Result<FleetFigures
         watched: Vec::new(),
         placed: Vec::new(),
         known: Vec::new(),
+        cost: Vec::new(),
         nodes: all.get("/v1/nodes").await?,
         jobs: 0.0,
     };
@@ -102,7 +107,13 @@ pub(crate) async fn measure(workers: u32, idle: Duration) -> Result<FleetFigures
         let known = fleet.counts().get(Count::Assigned);
         figures.watched.push(all.raw(ASSIGNMENTS).await?);
         reach(&fleet, Count::Assigned, known + n).await?;
+        let measured = [processes[0], processes[1], ("workers", std::process::id())];
+        let ticks = measured.map(|(_, pid)| idle::cpu_ticks(pid));
         let (placed, known) = all.place(round).await?;
+        for ((process, pid), ticks) in measured.into_iter().zip(ticks) {
+            let used = (idle::cpu_ticks(pid)? - ticks?) as f64 / idle::TICKS;
+            figures.cost.push((process, used / n as f64 * 1e6));
+        }
         figures.placed.push(placed);
         figures.known.push(known);
         if round + 1 == ROUNDS {
@@ -220,11 +231,12 @@ impl All<'_> {
     }
 }
 
-/// What stands at an assignment's key, for its size.
+/// What stands at an assignment's key, of the same size. It is no master's: the leader would
+/// take it away.
 fn assignment(round: u32) -> Value {
     json!({
         "cmd": "true", "express": "0 0 29 2 *", "task_id": format!("fleet-{round}"),
-        "status": "running", "executor": "bash", "spec_revision": 123_456,
+        "status": "running", "executor": "bash", "put_by_hand": 123_456,
     })
 }
 
@@ -271,6 +283,11 @@ impl FleetFigures {
             self.nodes,
             self.jobs,
         ));
+        let cost = ["master", "etcd", "workers"].map(|process| {
+            let of = self.cost.iter().filter(|(p, _)| *p == process).map(|(_, us)| *us);
+            format!("{process} {:.0} us", Self::median(&of.collect::<Vec<_>>()))
+        });
+        out.push_str(&format!("  CPU time for each assignment placed: {}\n", cost.join(", ")));
         out
     }
 
@@ -290,6 +307,7 @@ impl FleetFigures {
             "watched_per_s": self.watched,
             "placed_to_raw": self.share(&self.raw),
             "placed_to_watched": self.share(&self.watched),
+            "cost_us": self.cost,
             "get_nodes_s": self.nodes,
             "get_jobs_s": self.jobs,
         })
