@@ -1,136 +1,21 @@
 //! What happens in the fleet is told: by every master, under the same ids, once, filtered,
 //! to the command line, to HTTP and to gRPC; and what cannot be told is said to be missing.
 
+mod command;
+mod listener;
+
+pub(crate) use listener::Listener;
+
 use crate::fleet::{SOON, apply, quick, wait_session};
 use etcd_client::{CompactionOptions, PutOptions, Txn, TxnOp};
 use meepo_proto::v1::{self as pb, event_item, events_client::EventsClient};
-use meepo_tests::{Api, Cluster, Process, Spec, binary, eventually};
+use meepo_tests::{Api, Cluster, eventually};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
     time::timeout,
 };
-
-/// Events as they come, by HTTP.
-pub(crate) struct Listener {
-    response: reqwest::Response,
-    text: String,
-    /// The place, as a browser keeps it.
-    pub(crate) place: String,
-    /// What came before the place, which only a gap does.
-    first: Option<Block>,
-}
-
-/// A block of lines.
-#[derive(Debug, Clone, PartialEq)]
-struct Block {
-    event: String,
-    data: Value,
-}
-
-impl Listener {
-    /// Listens; it has begun when this returns.
-    pub(crate) async fn open(api: &Api, query: &str, last: Option<&str>) -> Self {
-        let url = format!("{}/v1/events?{query}", api.base());
-        let mut request = reqwest::Client::new().get(&url);
-        if let Some(last) = last {
-            request = request.header("Last-Event-ID", last);
-        }
-        let response = request.send().await.unwrap();
-        assert_eq!(response.status(), 200, "{url}");
-        assert_eq!(response.headers()["content-type"], "text/event-stream");
-        let (text, place) = (String::new(), String::new());
-        let mut listener = Self { response, text, place, first: None };
-        // The first block says how soon to come back, the second where it stands.
-        while listener.place.is_empty() {
-            listener.first = listener.block().await.unwrap();
-        }
-        listener
-    }
-
-    /// The next block; of those that only tell the place, nothing. `Err` at the end.
-    async fn block(&mut self) -> Result<Option<Block>, String> {
-        if let Some(first) = self.first.take() {
-            return Ok(Some(first));
-        }
-        loop {
-            if let Some((block, rest)) = self.text.split_once("\n\n") {
-                let (mut event, mut data) = (String::new(), None);
-                for line in block.lines() {
-                    match line.split_once(": ").unwrap() {
-                        ("id", id) => id.clone_into(&mut self.place),
-                        ("event", name) => name.clone_into(&mut event),
-                        ("data", json) => data = Some(serde_json::from_str(json).unwrap()),
-                        _ => {}
-                    }
-                }
-                self.text = rest.to_owned();
-                return Ok(data.map(|data| Block { event, data }));
-            }
-            let chunk = timeout(SOON, self.response.chunk()).await.expect("something comes");
-            match chunk.map_err(|e| e.to_string())? {
-                Some(bytes) => self.text.push_str(std::str::from_utf8(&bytes).unwrap()),
-                None => return Err("the end".into()),
-            }
-        }
-    }
-
-    /// The next event. Signs of life come all the time: they are no reason to wait on.
-    async fn next(&mut self) -> Value {
-        timeout(SOON, self.next_event()).await.expect("an event comes")
-    }
-
-    async fn next_event(&mut self) -> Value {
-        loop {
-            if let Some(block) = self.block().await.unwrap() {
-                assert_ne!(block.event, "error", "{}", block.data);
-                let what = block.data["type"].as_str().unwrap();
-                assert_eq!(what.split('.').next().unwrap(), block.event);
-                assert_eq!(block.data["id"], self.place.as_str());
-                return block.data;
-            }
-        }
-    }
-
-    /// The next event; nothing when the stream breaks off or ends.
-    pub(crate) async fn next_unless_broken(&mut self) -> Option<Value> {
-        loop {
-            if let Some(block) = self.block().await.ok()? {
-                assert_ne!(block.event, "error", "{}", block.data);
-                return Some(block.data);
-            }
-        }
-    }
-
-    /// Events up to the first of that name, itself included.
-    async fn until(&mut self, what: &str) -> Vec<Value> {
-        let mut events = Vec::new();
-        loop {
-            events.push(self.next().await);
-            if events.last().unwrap()["type"] == what {
-                return events;
-            }
-        }
-    }
-
-    /// The next event of that name; others are passed over.
-    pub(crate) async fn find(&mut self, what: &str) -> Value {
-        self.until(what).await.pop().unwrap()
-    }
-
-    /// All that is left of a stream that ends.
-    async fn rest(mut self) -> Vec<Value> {
-        let mut events = Vec::new();
-        loop {
-            match self.block().await {
-                Ok(Some(block)) => events.push(block.data),
-                Ok(None) => {}
-                Err(_) => return events,
-            }
-        }
-    }
-}
 
 /// Everything told after `place`, up to now.
 async fn told(api: &Api, query: &str, place: &str) -> Vec<Value> {
@@ -481,114 +366,4 @@ async fn grpc_tells_the_same() {
     assert_eq!(items.len(), 4, "where it begins, two events, where it ends: {items:?}");
     let refused = client.watch(ask("x", false)).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::InvalidArgument);
-}
-
-fn follow(cluster: &Cluster, name: &str, url: &str, args: &[&str]) -> Process {
-    let mut spec = Spec::new(name, binary("meepo"), &["events", "-f", "-o", "json"], cluster.dir());
-    spec.args.extend(args.iter().map(|a| (*a).to_owned()));
-    spec.env.push(("MEEPO_MASTER".into(), url.into()));
-    spec.split_output = true;
-    Process::start(spec)
-}
-
-fn lines(process: &Process) -> Vec<Value> {
-    let text = process.stdout();
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    whole.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
-}
-
-async fn heard(process: &Process, n: usize) -> Vec<Value> {
-    eventually(SOON, format!("{n} events are printed"), async || {
-        let lines = lines(process);
-        if lines.len() >= n { Ok(lines) } else { Err(format!("{} {}", lines.len(), process.log())) }
-    })
-    .await
-}
-
-/// Hands connections on to whichever of the masters is there, as a proxy in front of them.
-async fn proxy(masters: Vec<String>) -> String {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move {
-        loop {
-            let (mut from, _) = listener.accept().await.unwrap();
-            let masters = masters.clone();
-            tokio::spawn(async move {
-                for master in masters {
-                    if let Ok(mut to) = TcpStream::connect(&master).await {
-                        let _ = tokio::io::copy_bidirectional(&mut from, &mut to).await;
-                        return;
-                    }
-                }
-            });
-        }
-    });
-    url
-}
-
-#[tokio::test]
-async fn the_command_goes_on_at_another_master() {
-    let cluster = quick().masters(2).workers(0).start().await;
-    let address =
-        |i: usize| cluster.master(i).api().base().strip_prefix("http://").unwrap().to_owned();
-    let behind = proxy(vec![address(0), address(1)]).await;
-    let follower = follow(&cluster, "follow", &behind, &["--kind", "run", "-n", "3"]);
-    // It has begun when it prints.
-    let begun = eventually(SOON, "it listens", async || {
-        let before = lines(&follower).len();
-        runs(&cluster, 0, 1, 1).await;
-        if before > 0 { Ok(()) } else { Err(follower.log()) }
-    });
-    begun.await;
-    let before = lines(&follower).len();
-    runs(&cluster, 10, 20, 3).await;
-    heard(&follower, before).await;
-    cluster.master(0).process().kill9();
-    runs(&cluster, 100, 20, 3).await;
-    let expected: Vec<String> = (10..30).chain(100..120).map(|i| format!("j{i}")).collect();
-    let all = eventually(SOON, "everything is printed", async || {
-        let jobs: Vec<String> = lines(&follower)
-            .iter()
-            .map(|e| e["job"].as_str().unwrap().to_owned())
-            .filter(|j| j != "j0")
-            .collect();
-        if jobs.len() >= expected.len() {
-            Ok(jobs)
-        } else {
-            Err(format!("{jobs:?} {}", follower.log()))
-        }
-    })
-    .await;
-    assert_eq!(all, expected, "nothing lost, nothing doubled");
-    assert!(follower.log().contains("connected again"), "{}", follower.log());
-    assert!(follower.is_running());
-}
-
-#[tokio::test]
-async fn the_command_prints_what_was_and_ends() {
-    let cluster = Cluster::builder().workers(1).start().await;
-    let api = cluster.api();
-    wait_session(&api, "127.0.0.2").await;
-    apply(&api, json!({"name": "a", "cmd": "exit 3"})).await;
-    let mut all = Listener::open(&api, "kind=run", None).await;
-    post(&api, "/v1/jobs/a/trigger").await;
-    let ended = all.find("run.ended").await;
-    let table = cluster.cli(&["events"]).await;
-    let table = table.ok();
-    for want in ["leader.elected", "node.online      127.0.0.2", "job.created      a"] {
-        assert!(table.contains(want), "{want} in\n{table}");
-    }
-    let last = table.lines().last().unwrap();
-    assert!(last.contains("run.ended        a on 127.0.0.2"), "{table}");
-    assert!(last.contains("failed (exit_status)"), "{table}");
-    let id = ended["id"].as_str().unwrap();
-    assert_eq!(cluster.cli(&["events", "--after", id]).await.ok(), "");
-    let one = cluster.cli(&["events", "-n", "1", "-o", "json"]).await;
-    assert_eq!(one.json(), ended);
-    let bad = cluster.cli(&["events", "--kind", "jobs"]).await;
-    assert_eq!(bad.code, 2);
-    assert!(
-        bad.stderr.contains("kind: no events are called \"jobs\"; expected job, task, run"),
-        "{bad:?}"
-    );
 }

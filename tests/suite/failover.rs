@@ -120,7 +120,7 @@ pub(crate) async fn wait_leader(cluster: &Cluster, above: i64) -> (usize, i64) {
 }
 
 /// The number of the etcd member that leads the others.
-async fn leading_member(cluster: &Cluster) -> usize {
+pub(crate) async fn leading_member(cluster: &Cluster) -> usize {
     for (i, member) in cluster.etcd().members().iter().enumerate() {
         let mut client = etcd_client::Client::connect([member.url()], None).await.unwrap();
         let status = client.status().await.unwrap();
