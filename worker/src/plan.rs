@@ -58,6 +58,7 @@ impl Plan {
             cause: self.cause,
             executor: self.assignment.executor,
             cmd: self.assignment.cmd.clone(),
+            user: self.assignment.user.clone(),
             state: RunState::Running,
             code: Code::OK,
             message: None,

@@ -2,6 +2,7 @@
 //!
 //! `docs/reference/codes.md` is checked against [`TABLE`] by a test.
 
+use crate::error::Invalid;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -103,6 +104,50 @@ impl Code {
     }
 }
 
+/// The types by the names that filters take.
+const KINDS: [(&str, u8); 5] = [
+    ("run", RUN),
+    ("dispatch", DISPATCH),
+    ("validation", VALIDATION),
+    ("unavailable", UNAVAILABLE),
+    ("internal", INTERNAL),
+];
+
+/// The codes that `text` means: one by its number (`0x0101`, `257`) or name (`exit_status`),
+/// or all that are known of a type (`run`, `dispatch`, …, or `0x01`).
+///
+/// # Errors
+/// When it is none of these.
+pub fn matching(text: &str) -> Result<Vec<Code>, Invalid> {
+    let text = text.trim();
+    let bad = || {
+        let problem = format!("{text:?} is no outcome code");
+        let expected = "a number such as 0x0101, a name such as exit_status, or a type: run, \
+                        dispatch, validation, unavailable, internal";
+        Invalid::new(Code::BAD_VALUE, "code", problem, expected)
+    };
+    let of_kind = |kind: u8| TABLE.iter().map(|t| t.0).filter(|c| c.kind() == kind).collect();
+    if let Some((_, kind)) = KINDS.iter().find(|(name, _)| *name == text) {
+        return Ok(of_kind(*kind));
+    }
+    let named = |(_, name, _): &&(Code, &str, &str)| name.eq_ignore_ascii_case(text);
+    if let Some((code, ..)) = TABLE.iter().find(named) {
+        return Ok(vec![*code]);
+    }
+    if !text.bytes().all(|b| b.is_ascii_alphanumeric()) {
+        return Err(bad()); // Numbers are read with a sign, too.
+    }
+    match text.strip_prefix("0x") {
+        // Two digits are the high byte.
+        Some(hex) if hex.len() == 2 => {
+            let kind = u8::from_str_radix(hex, 16).map_err(|_| bad())?;
+            Some(of_kind(kind)).filter(|codes: &Vec<Code>| !codes.is_empty()).ok_or_else(bad)
+        }
+        Some(hex) => Ok(vec![Code(u16::from_str_radix(hex, 16).map_err(|_| bad())?)]),
+        None => Ok(vec![Code(text.parse().map_err(|_| bad())?)]),
+    }
+}
+
 impl fmt::Display for Code {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "0x{:04X}", self.0)
@@ -112,6 +157,23 @@ impl fmt::Display for Code {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn codes_are_found_by_number_name_and_type() {
+        for text in ["0x0101", "257", "exit_status", "EXIT_STATUS", " 257 "] {
+            assert_eq!(matching(text).unwrap(), [Code::EXIT_STATUS], "{text}");
+        }
+        // A newer version may know more.
+        assert_eq!(matching("0x01FF").unwrap(), [Code(0x01FF)]);
+        assert_eq!(matching("0").unwrap(), [Code::OK]);
+        for text in ["run", "0x01"] {
+            let codes = matching(text).unwrap();
+            assert!(codes.contains(&Code::TIMED_OUT) && codes.iter().all(|c| c.kind() == RUN));
+        }
+        for bad in ["", "0x", "0x77", "65536", "nope", "-1", "0x+1"] {
+            assert!(matching(bad).is_err(), "{bad:?}");
+        }
+    }
 
     #[test]
     fn codes_are_distinct_and_ascending() {

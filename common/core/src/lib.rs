@@ -39,6 +39,7 @@ pub mod digest;
 pub mod duration;
 pub mod error;
 pub mod event;
+pub mod history;
 pub mod http_job;
 pub mod id;
 pub mod input;

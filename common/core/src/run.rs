@@ -114,6 +114,38 @@ pub enum Cause {
     Task,
 }
 
+impl Cause {
+    /// Every cause, for messages and tests.
+    pub const ALL: [Cause; 6] =
+        [Self::Schedule, Self::Misfire, Self::Reboot, Self::Trigger, Self::Exec, Self::Task];
+
+    /// The name as written in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Schedule => "schedule",
+            Self::Misfire => "misfire",
+            Self::Reboot => "reboot",
+            Self::Trigger => "trigger",
+            Self::Exec => "exec",
+            Self::Task => "task",
+        }
+    }
+}
+
+impl std::str::FromStr for Cause {
+    type Err = crate::error::Invalid;
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        Self::ALL.into_iter().find(|c| c.as_str() == s).ok_or_else(|| {
+            crate::error::Invalid::new(
+                Code::BAD_VALUE,
+                "cause",
+                format!("unknown cause {s:?}"),
+                "one of schedule, misfire, reboot, trigger, exec, task",
+            )
+        })
+    }
+}
+
 /// One execution. Its identity is (job, slot, node, attempt); `run_id` names it.
 /// Times are UTC with millisecond precision (what every log store can keep).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -137,6 +169,9 @@ pub struct RunRecord {
     pub executor: Executor,
     /// What ran.
     pub cmd: String,
+    /// The user it runs as, where one was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
     /// Where it stands.
     pub state: RunState,
     /// The outcome; success while it runs.
@@ -177,6 +212,14 @@ impl RunRecord {
     pub fn elapsed(&self, now: Timestamp) -> Option<std::time::Duration> {
         let started = self.started_at?;
         self.ended_at.unwrap_or(now).duration_since(started).try_into().ok()
+    }
+
+    /// How many milliseconds it took; none if it has not ended or nothing was started. A
+    /// clock that was set back meanwhile gives 0.
+    pub fn took_ms(&self) -> Option<i64> {
+        let (started, ended) = (self.started_at?, self.ended_at?);
+        let took = to_millis(ended).as_millisecond() - to_millis(started).as_millisecond();
+        Some(took.max(0))
     }
 }
 
@@ -222,6 +265,15 @@ mod tests {
             assert_eq!(serde_json::to_value(s).unwrap(), s.as_str());
             assert_eq!(s.as_str().parse::<RunState>().unwrap(), s);
         }
+    }
+
+    #[test]
+    fn cause_names_match_serde() {
+        for c in Cause::ALL {
+            assert_eq!(serde_json::to_value(c).unwrap(), c.as_str());
+            assert_eq!(c.as_str().parse::<Cause>().unwrap(), c);
+        }
+        assert!("".parse::<Cause>().is_err());
     }
 
     /// Which record takes the place of which, for every pair: `1` where the one of the row

@@ -30,6 +30,18 @@ pub enum StoreError {
         /// What would be right.
         expected: String,
     },
+    /// Answering took too long and was given up. Asking the same again is of no use.
+    #[error(
+        "{store}: {op}: there is too much to look at: no answer within {} s; expected a narrower \
+         question: a job, a node, a shorter time",
+        crate::LIST_PATIENCE.as_secs()
+    )]
+    TooMuch {
+        /// The store.
+        store: String,
+        /// The operation.
+        op: &'static str,
+    },
     /// The store is away, busy or too slow. The same call may succeed later.
     #[error("{store}: {op}: the store is not available")]
     Unavailable {
@@ -89,6 +101,7 @@ impl StoreError {
             Self::Unavailable { .. } => true,
             Self::BadUrl { .. }
             | Self::Refused { .. }
+            | Self::TooMuch { .. }
             | Self::NotMigrated { .. }
             | Self::Unreadable { .. }
             | Self::Failed { .. } => false,

@@ -15,8 +15,12 @@ mod error;
 mod items;
 pub mod mongo;
 mod names;
+mod plan;
 mod query;
+mod retention;
+mod search;
 pub mod sqlite;
+mod stats;
 mod store;
 mod tasks;
 mod url;
@@ -28,7 +32,12 @@ pub mod testing;
 
 pub use error::{BoxError, StoreError};
 pub use items::{LogItem, MAX_ITEM_BYTES, MAX_SEQ};
-pub use query::{DEFAULT_RUNS, MAX_OUTPUT_BYTES, MAX_OUTPUT_CHUNKS, MAX_RUNS, RunPage, RunQuery};
+pub use query::{
+    DEFAULT_RUNS, LIST_PATIENCE, MAX_OUTPUT_BYTES, MAX_OUTPUT_CHUNKS, MAX_RUNS, RunPage, RunQuery,
+};
+pub use retention::{Class, Keep, Retention, Swept};
+pub use search::{MAX_NEEDLE, SEARCH_BYTES, SEARCH_RUNS, SEARCH_TIME, search};
+pub use stats::{FAILURES, TALLY_RUNS, TallyRow, job_stats};
 pub use store::LogStore;
 pub use tasks::{DEFAULT_TASKS, MAX_TASK_BYTES, MAX_TASKS, TaskQuery};
 
@@ -44,8 +53,17 @@ use std::sync::Arc;
 /// [`StoreError::BadUrl`] for an unknown scheme or a URL the driver cannot use;
 /// for SQLite also what keeps the file from being opened.
 pub async fn open(url: &str) -> Result<Arc<dyn LogStore>, StoreError> {
+    open_with(url, mongo::POOL).await
+}
+
+/// [`open`] with so many connections per MongoDB server at most, unless the URL says
+/// otherwise. Of [`mongo::WORKER_POOL`] a worker has enough, and a fleet has many workers.
+///
+/// # Errors
+/// As [`open`].
+pub async fn open_with(url: &str, pool: u32) -> Result<Arc<dyn LogStore>, StoreError> {
     match url::Location::parse(url)? {
-        url::Location::Mongo(url) => Ok(Arc::new(mongo::MongoStore::guarded(&url).await?)),
+        url::Location::Mongo(url) => Ok(Arc::new(mongo::MongoStore::guarded(&url, pool).await?)),
         url::Location::Sqlite(path) => Ok(Arc::new(sqlite::SqliteStore::open(&path).await?)),
     }
 }

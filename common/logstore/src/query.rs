@@ -3,34 +3,55 @@
 use crate::StoreError;
 use jiff::Timestamp;
 use meepo_core::{
+    code::Code,
     id::{Name, NodeId, RunId},
     run::{Cause, RunRecord, RunState},
+    task::TaskId,
 };
+use std::time::Duration;
 
 /// Runs on a page unless asked otherwise.
 pub const DEFAULT_RUNS: u32 = 50;
 /// Most runs on a page; a higher limit is cut to it.
 pub const MAX_RUNS: u32 = 1_000;
+/// Longest time a list may take before it is given up.
+pub const LIST_PATIENCE: Duration = Duration::from_secs(15);
 /// Most chunks in one answer; a higher limit is cut to it.
 pub const MAX_OUTPUT_CHUNKS: usize = 10_000;
 /// An answer of output ends with the chunk that reaches this many bytes.
 pub const MAX_OUTPUT_BYTES: usize = 16 * 1024 * 1024;
 
 /// Which runs to list. All filters must hold; an absent filter holds for every run.
+///
+/// Job, node, state, code, user and time are served by an index, the first of them that
+/// is given; the rest is checked on what that finds. `min_took` and `max_took` have none:
+/// a question that would take longer than [`LIST_PATIENCE`] is given up.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RunQuery {
     /// Runs of this job.
     pub job: Option<Name>,
+    /// Runs of one of these jobs; empty means any.
+    pub jobs: Vec<Name>,
+    /// Runs of the parts of this task.
+    pub task: Option<TaskId>,
     /// Runs on this node.
     pub node: Option<NodeId>,
     /// Runs in one of these states; empty means any.
     pub states: Vec<RunState>,
+    /// Runs with one of these outcomes; empty means any.
+    pub codes: Vec<Code>,
     /// Runs that came to be for this reason.
     pub cause: Option<Cause>,
+    /// Runs for which this user was asked for.
+    pub user: Option<String>,
     /// Runs with this slot or a later one.
     pub since: Option<Timestamp>,
     /// Runs with a slot before this.
     pub until: Option<Timestamp>,
+    /// Runs that have ended and took so long or longer.
+    pub min_took: Option<Duration>,
+    /// Runs that have ended and took no longer.
+    pub max_took: Option<Duration>,
     /// Most runs on the page: 1 to [`MAX_RUNS`], [`DEFAULT_RUNS`] if absent. What lies
     /// outside is moved to the nearer end.
     pub limit: Option<u32>,
@@ -52,6 +73,36 @@ impl RunQuery {
     pub(crate) fn page_size(&self) -> usize {
         // At most 1000: fits any usize.
         self.limit.unwrap_or(DEFAULT_RUNS).clamp(1, MAX_RUNS) as usize
+    }
+
+    /// The jobs asked for, each once; `None` means any.
+    pub(crate) fn distinct_jobs(&self) -> Option<Vec<Name>> {
+        let (one, many) = (self.job.as_ref(), &self.jobs);
+        let mut jobs: Vec<Name> = match one {
+            Some(job) if many.is_empty() || many.contains(job) => vec![job.clone()],
+            Some(_) => Vec::new(),
+            None if many.is_empty() => return None,
+            None => many.clone(),
+        };
+        jobs.sort();
+        jobs.dedup();
+        Some(jobs)
+    }
+
+    /// The codes asked for, each once; empty means any.
+    pub(crate) fn distinct_codes(&self) -> Vec<Code> {
+        let mut codes = self.codes.clone();
+        codes.sort();
+        codes.dedup();
+        codes
+    }
+
+    /// The bounds of the duration in milliseconds: at least, at most.
+    pub(crate) fn took(&self) -> (Option<i64>, Option<i64>) {
+        let whole = |d: u128| i64::try_from(d).unwrap_or(i64::MAX);
+        // Up: 1.5 ms is not reached by 1 ms.
+        let min = self.min_took.map(|d| whole(d.as_nanos().div_ceil(1_000_000)));
+        (min, self.max_took.map(|d| whole(d.as_millis())))
     }
 
     /// The states asked for, each once; empty means any.
@@ -91,7 +142,7 @@ impl Position {
         rows.last().map(|(p, _)| p.encode())
     }
 
-    fn encode(self) -> String {
+    pub(crate) fn encode(self) -> String {
         // The sign bit is flipped so that the text sorts like the positions.
         let slot = (self.slot as u64) ^ (1 << 63);
         format!("{slot:016x}{:032x}", u128::from_be_bytes(self.run_id))

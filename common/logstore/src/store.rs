@@ -1,7 +1,8 @@
 //! The interface of every store.
 
-use crate::{LogItem, RunPage, RunQuery, StoreError, TaskQuery};
+use crate::{LogItem, Retention, RunPage, RunQuery, StoreError, Swept, TallyRow, TaskQuery};
 use async_trait::async_trait;
+use jiff::Timestamp;
 use meepo_core::{
     id::{Name, RunId},
     run::{OutputChunk, RunRecord},
@@ -42,7 +43,8 @@ pub trait LogStore: Send + Sync + 'static {
     /// A record that cannot be read is left out and logged.
     ///
     /// # Errors
-    /// [`StoreError::Refused`] if the cursor is not one.
+    /// [`StoreError::Refused`] if the cursor is not one. [`StoreError::TooMuch`] if it took
+    /// longer than [`crate::LIST_PATIENCE`].
     async fn list_runs(&self, query: &RunQuery) -> Result<RunPage, StoreError>;
 
     /// Chunks of a run in order of `seq`: those after `after_seq`, or from the start.
@@ -60,6 +62,30 @@ pub trait LogStore: Send + Sync + 'static {
     /// The newest run of each of these jobs, in the order of [`LogStore::list_runs`].
     /// Jobs without runs are absent. Costs one look into an index per job.
     async fn last_runs(&self, jobs: &[Name]) -> Result<BTreeMap<Name, RunRecord>, StoreError>;
+
+    /// Counts the runs of a job with slots from `since` on and before `until`, at most the
+    /// newest [`crate::TALLY_RUNS`], by state, day and duration. No order.
+    ///
+    /// # Errors
+    /// [`StoreError::TooMuch`] if it took longer than [`crate::LIST_PATIENCE`].
+    async fn tally(
+        &self,
+        job: &Name,
+        since: Option<Timestamp>,
+        until: Option<Timestamp>,
+    ) -> Result<Vec<TallyRow>, StoreError>;
+
+    /// Removes a part of what has been over for longer than `retention` says: a bounded
+    /// step that does not hold up others for long, to be repeated while it answers that
+    /// there may be more. Output goes before the record of its run. What is appended again
+    /// later is removed again.
+    ///
+    /// Age is counted from the end, or from the slot where nothing ran; that of output from
+    /// when it was read.
+    ///
+    /// # Errors
+    /// On an error a part of the step may be done.
+    async fn sweep(&self, retention: &Retention, now: Timestamp) -> Result<Swept, StoreError>;
 
     /// Keeps tasks that are over, with their parts. One that is there already is written
     /// again. `Ok` means what it means for [`LogStore::append`].

@@ -125,10 +125,7 @@ impl TestMongo {
 
     /// The URL of a database that nobody else uses. Another one at each call.
     pub fn fresh_uri(&self) -> String {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let now = jiff::Timestamp::now().as_nanosecond();
-        self.uri(&format!("meepo_test_{}_{now}_{count}", std::process::id()))
+        self.uri(&fresh_name())
     }
 
     /// Whether the server is somebody else's: it cannot be killed or paused.
@@ -180,8 +177,99 @@ impl TestMongo {
     }
 }
 
+/// A replica set of several servers of the test's own, each as [`TestMongo`] is one.
+#[derive(Debug)]
+pub struct TestMongoSet {
+    members: Vec<Own>,
+}
+
+impl TestMongoSet {
+    /// Starts `n` servers and waits until one of them leads all others.
+    ///
+    /// # Panics
+    /// As [`TestMongo::start`].
+    pub async fn start(n: usize) -> Self {
+        let mut members = Vec::new();
+        for _ in 0..n {
+            members.push(Own::boot(true).await.expect("start mongod"));
+        }
+        let set = Self { members };
+        set.initiate().await.expect("initiate the replica set");
+        set
+    }
+
+    async fn initiate(&self) -> Result<(), BoxError> {
+        let hosts = (0..).zip(&self.members);
+        let members: Vec<_> = hosts
+            .map(|(i, m)| doc! { "_id": i, "host": format!("127.0.0.1:{}", m.port) })
+            .collect();
+        let settings = doc! { "electionTimeoutMillis": 2_000, "heartbeatIntervalMillis": 200 };
+        let config = doc! { "_id": SET, "members": members, "settings": settings };
+        let admin = self.members[0].client().await?.database("admin");
+        admin.run_command(doc! { "replSetInitiate": config }).await?;
+        let deadline = Instant::now() + START;
+        for member in &self.members {
+            let admin = member.client().await?.database("admin");
+            loop {
+                let hello = admin.run_command(doc! { "hello": 1 }).await?;
+                let there = ["isWritablePrimary", "secondary"];
+                if there.iter().any(|role| hello.get_bool(role).unwrap_or(false)) {
+                    break;
+                }
+                if Instant::now() > deadline {
+                    return Err(format!("no member: {hello}\n{}", member.log_end()).into());
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// The URL of a database that nobody else uses, with all members. Another one at each
+    /// call.
+    pub fn fresh_uri(&self) -> String {
+        let hosts: Vec<_> = self.members.iter().map(|m| format!("127.0.0.1:{}", m.port)).collect();
+        format!("mongodb://{}/{}?replicaSet={SET}", hosts.join(","), fresh_name())
+    }
+
+    /// Makes the primary give up its role for a while, so that another is elected.
+    /// Returns once it has.
+    ///
+    /// # Panics
+    /// If there is no primary for long.
+    pub async fn step_down(&self) {
+        let deadline = Instant::now() + START;
+        loop {
+            for member in &self.members {
+                let admin = member.client().await.expect("a client").database("admin");
+                // Only a primary does it; it may not before the others have caught up.
+                let command = doc! { "replSetStepDown": 10, "secondaryCatchUpPeriodSecs": 8 };
+                if admin.run_command(command).await.is_ok() {
+                    return;
+                }
+            }
+            assert!(Instant::now() < deadline, "nobody steps down");
+        }
+    }
+}
+
+/// The name of a database that nobody else uses.
+fn fresh_name() -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let now = jiff::Timestamp::now().as_nanosecond();
+    format!("meepo_test_{}_{now}_{count}", std::process::id())
+}
+
 impl Own {
     async fn start(replica_set: bool) -> Result<Self, BoxError> {
+        let own = Self::boot(replica_set).await?;
+        own.initiate().await?;
+        Ok(own)
+    }
+
+    /// A server that runs; of a replica set it is not yet a member.
+    async fn boot(replica_set: bool) -> Result<Self, BoxError> {
         let binary = tokio::task::spawn_blocking(find_mongod).await??;
         let mut tries = 0;
         loop {
@@ -190,10 +278,7 @@ impl Own {
             let keeper = Mutex::default();
             let own = Self { binary: binary.clone(), dir, port, replica_set, keeper };
             match own.launch().await {
-                Ok(()) => {
-                    own.initiate().await?;
-                    return Ok(own);
-                }
+                Ok(()) => return Ok(own),
                 // Somebody else took the port between our look and the start.
                 Err(e) if tries < 5 && e.to_string().contains("in use") => tries += 1,
                 Err(e) => return Err(e),

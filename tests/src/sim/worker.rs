@@ -218,6 +218,7 @@ impl Worker {
             cause: Cause::Exec,
             executor: what.executor,
             cmd: what.cmd,
+            user: None,
             state: RunState::Success,
             code: Code::OK,
             message: None,

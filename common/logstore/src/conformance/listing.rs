@@ -3,8 +3,15 @@
 use super::{Random, at, model::Model, name, run};
 use crate::{DEFAULT_RUNS, LogItem, LogStore, MAX_RUNS, RunQuery, StoreError, query::Position};
 use jiff::SignedDuration;
-use meepo_core::run::{Cause, RunRecord, RunState};
-use std::sync::Arc;
+use meepo_core::{
+    code::Code,
+    run::{Cause, RunRecord, RunState},
+    task::{PartId, TaskId},
+};
+use std::{sync::Arc, time::Duration};
+
+/// Outcomes for runs and for filters; one means success, and one no run has.
+const CODES: [Code; 4] = [Code::OK, Code::EXIT_STATUS, Code::TIMED_OUT, Code(0x01FE)];
 
 /// Follows the cursors of `q` to the end, checking that each page has the size asked
 /// for, goes on where the one before ended, and says rightly whether it is the last.
@@ -112,6 +119,10 @@ pub async fn filters(store: Arc<dyn LogStore>) {
             let mut r = run(random.run_id(), random.pick(&jobs), random.pick(&nodes), slot);
             r.state = random.pick(&RunState::ALL);
             r.cause = random.pick(&causes);
+            r.code = random.pick(&CODES);
+            r.user = random.once_in(4).then(|| "backup".to_owned());
+            r.started_at = random.once_in(2).then_some(r.slot);
+            r.ended_at = Some(at(slot + [0, 999, 1_000, 60_000][random.below(4)]));
             if random.once_in(5) {
                 r.job = None;
             }
@@ -122,7 +133,7 @@ pub async fn filters(store: Arc<dyn LogStore>) {
     store.append(&batch).await.unwrap();
 
     let fine = SignedDuration::from_micros(1);
-    for bits in 0..32_u32 {
+    for bits in 0..128_u32 {
         let has = |bit: u32| bits & (1 << bit) != 0;
         for round in 0..3 {
             let (since, until) = match round {
@@ -145,6 +156,16 @@ pub async fn filters(store: Arc<dyn LogStore>) {
                 since: Some(since),
                 until: Some(until),
                 limit: Some(if has(4) { 9 } else { 1_000 }),
+                codes: if has(5) {
+                    (0..=random.below(3)).map(|_| random.pick(&CODES)).collect()
+                } else {
+                    Vec::new()
+                },
+                user: (has(6) && round == 0).then(|| "backup".to_owned()),
+                min_took: (has(6) && round == 1).then_some(Duration::from_micros(999_500)),
+                max_took: (has(6) && round > 0).then_some(Duration::from_micros(1_000_900)),
+                jobs: if has(6) && round == 2 { jobs.map(name).to_vec() } else { Vec::new() },
+                task: None,
                 cursor: None,
             };
             assert_eq!(every_page(&*store, &q).await, model.matching(&q), "{q:?}");
@@ -211,4 +232,50 @@ pub async fn last_runs(store: Arc<dyn LogStore>) {
     // Asking twice for one is no error.
     let twice = [names[10].clone(), names[10].clone()];
     assert_eq!(store.last_runs(&twice).await.unwrap(), model.last_runs(&twice));
+}
+
+/// The runs of a task's parts, whatever else there is; and of many jobs at once.
+pub async fn tasks_and_many_jobs(store: Arc<dyn LogStore>) {
+    let mut random = Random::new(15);
+    let mut model = Model::default();
+    let tasks: Vec<_> = (0..3).map(|_| TaskId(random.run_id().0)).collect();
+    let mut batch = Vec::new();
+    for task in &tasks {
+        for n in 1..=30 {
+            for attempt in 0..2 {
+                let part = PartId { task: *task, n };
+                let slot = 7_000_000 + random.below(20) as i64 + attempt;
+                batch.push(LogItem::Run(run(random.run_id(), part.name().as_str(), "t", slot)));
+            }
+        }
+    }
+    for i in 0..60 {
+        batch.push(LogItem::Run(run(random.run_id(), &format!("many-{i}"), "t", 7_000_000 + i)));
+    }
+    model.append(&batch);
+    store.append(&batch).await.unwrap();
+    for limit in [7, 1_000] {
+        let task = |task| RunQuery { task: Some(task), limit: Some(limit), ..RunQuery::default() };
+        for q in [
+            task(tasks[0]),
+            RunQuery { states: vec![RunState::Running], ..task(tasks[1]) },
+            RunQuery { job: Some(PartId { task: tasks[1], n: 3 }.name()), ..task(tasks[1]) },
+            RunQuery { job: Some(PartId { task: tasks[2], n: 3 }.name()), ..task(tasks[1]) },
+            RunQuery { node: Some(name("elsewhere")), ..task(tasks[2]) },
+            task(TaskId(random.run_id().0)),
+        ] {
+            assert_eq!(every_page(&*store, &q).await, model.matching(&q), "{q:?}");
+        }
+        for many in [2, 50, 60] {
+            let q = RunQuery {
+                jobs: (0..many).map(|i| name(&format!("many-{i}"))).collect(),
+                states: if many == 60 { vec![] } else { vec![RunState::Running] },
+                limit: Some(limit),
+                ..RunQuery::default()
+            };
+            let got = every_page(&*store, &q).await;
+            assert_eq!(got.len(), many);
+            assert_eq!(got, model.matching(&q), "{q:?}");
+        }
+    }
 }

@@ -1,8 +1,8 @@
 //! What every [`LogStore`] must do, as checks that panic where a store does not.
 //!
 //! Each check takes a store that is migrated and uses runs, jobs and nodes of its own,
-//! so one store serves all of them, also at once. [`all`] runs them; [`migrations`]
-//! and [`same_answers`] need stores of their own.
+//! so one store serves all of them, also at once. [`all`] runs them; [`migrations`],
+//! [`same_answers`] and [`retention`] need stores of their own.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -13,15 +13,21 @@ mod listing;
 mod model;
 mod output;
 mod records;
+mod retention;
+mod search;
 mod tasks;
 mod together;
 
-pub use listing::{filters, last_runs, limits, ordering, paging_while_runs_arrive};
+pub use listing::{
+    filters, last_runs, limits, ordering, paging_while_runs_arrive, tasks_and_many_jobs,
+};
 pub use output::{first_chunk_stays, long_output, output_is_kept_as_it_was};
 pub use records::{
     batches_are_idempotent, oversized_items_are_refused, rank_decides, records_round_trip,
     unknown_runs,
 };
+pub use retention::{retention, what_is_removed_stays_consistent};
+pub use search::{search_finds_what_is_there, search_is_bounded};
 pub use tasks::{task_lists, tasks_round_trip};
 pub use together::{concurrent_appends, large_batch, migrations, same_answers};
 
@@ -48,6 +54,9 @@ pub async fn all(store: Arc<dyn LogStore>) {
     filters(store.clone()).await;
     limits(store.clone()).await;
     last_runs(store.clone()).await;
+    tasks_and_many_jobs(store.clone()).await;
+    search_finds_what_is_there(store.clone()).await;
+    search_is_bounded(store.clone()).await;
     output_is_kept_as_it_was(store.clone()).await;
     first_chunk_stays(store.clone()).await;
     long_output(store.clone()).await;
@@ -97,6 +106,13 @@ impl Random {
         RunId(uuid::Builder::from_random_bytes(n.to_be_bytes()).into_uuid())
     }
 
+    /// A run id as they are made at `ms` milliseconds after 1970.
+    pub fn run_id_at(&mut self, ms: u64) -> RunId {
+        let mut rest = [0; 10];
+        rest[..8].copy_from_slice(&self.number().to_le_bytes());
+        RunId(uuid::Builder::from_unix_timestamp_millis(ms, &rest).into_uuid())
+    }
+
     /// Some bytes.
     pub fn bytes(&mut self, len: usize) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(len + 8);
@@ -136,6 +152,7 @@ pub fn run(run_id: RunId, job: &str, node: &str, slot_ms: i64) -> RunRecord {
         cause: Cause::Schedule,
         executor: Executor::Bash,
         cmd: "echo hello".into(),
+        user: None,
         state: RunState::Running,
         code: Code::OK,
         message: None,

@@ -5,7 +5,7 @@ use crate::{LogStore, TaskQuery};
 use meepo_core::task::{TaskId, TaskRequest, TaskState, TaskView, view::Counts};
 use std::{collections::BTreeMap, sync::Arc};
 
-fn task(random: &mut Random, n: usize, queue: &str, state: TaskState) -> TaskView {
+pub(super) fn task(random: &mut Random, n: usize, queue: &str, state: TaskState) -> TaskView {
     let request = serde_json::json!({"queue": queue, "commands": vec![serde_json::json!({"cmd": format!("echo ' \" \u{1F600} {n}")}); n]});
     let request = TaskRequest::from_user(request).unwrap();
     let id = TaskId(random.run_id().0);

@@ -9,8 +9,8 @@ use meepo_core::{
     run::{Cause, OutputChunk, RunRecord, RunState, Stream, to_millis},
 };
 use mongodb::bson::{
-    self, Binary, DateTime, RawBinaryRef, RawBsonRef, RawDocument, RawDocumentBuf,
-    spec::BinarySubtype,
+    self, Binary, Bson, DateTime, Document, RawBinaryRef, RawBsonRef, RawDocument, RawDocumentBuf,
+    doc, spec::BinarySubtype,
 };
 use serde::Deserialize;
 
@@ -48,6 +48,26 @@ pub(super) fn chunk_key_value(id: RunId, seq: u64) -> Binary {
     Binary { subtype: BinarySubtype::Generic, bytes: chunk_key(id, seq).to_vec() }
 }
 
+/// The keys of all chunks of the run with these bytes, as a condition.
+pub(super) fn chunks_of(id: [u8; 16]) -> Document {
+    let key = |rest: [u8; 8]| Binary {
+        subtype: BinarySubtype::Generic,
+        bytes: [id.as_slice(), &rest].concat(),
+    };
+    doc! { "$gte": key([0; 8]), "$lte": key([0xff; 8]) }
+}
+
+/// A whole number, however the server chose to write it; `None` for anything else.
+pub(super) fn integer(value: Option<&Bson>) -> Option<i64> {
+    match value? {
+        Bson::Int32(n) => Some(i64::from(*n)),
+        Bson::Int64(n) => Some(*n),
+        // Exact below 2^53.
+        Bson::Double(n) if n.fract() == 0.0 && n.abs() < 9e15 => Some(*n as i64),
+        _ => None,
+    }
+}
+
 fn binary(subtype: BinarySubtype, bytes: &[u8]) -> RawBsonRef<'_> {
     RawBsonRef::Binary(RawBinaryRef { subtype, bytes })
 }
@@ -69,6 +89,9 @@ pub(super) fn run_doc(r: &RunRecord) -> RawDocumentBuf {
     d.append_ref("cause", names::cause(r.cause));
     d.append_ref("executor", r.executor.as_str());
     d.append_ref("cmd", r.cmd.as_str());
+    if let Some(user) = &r.user {
+        d.append_ref("user", user.as_str());
+    }
     d.append_ref("state", r.state.as_str());
     d.append_ref("rank", i32::from(r.state.rank()));
     d.append_ref("code", i32::from(r.code.0));
@@ -92,6 +115,9 @@ pub(super) fn run_doc(r: &RunRecord) -> RawDocumentBuf {
     }
     if let Some(t) = r.ended_at {
         d.append_ref("ended_at", date(t));
+    }
+    if let Some(ms) = r.took_ms() {
+        d.append_ref("took_ms", ms);
     }
     d.append_ref("output_bytes", signed(r.output_bytes));
     d.append_ref("dropped_bytes", signed(r.dropped_bytes));
@@ -121,6 +147,7 @@ struct RunDoc {
     cause: Cause,
     executor: Executor,
     cmd: String,
+    user: Option<String>,
     state: RunState,
     code: u16,
     message: Option<String>,
@@ -150,6 +177,7 @@ pub(super) fn run_of(raw: &RawDocument) -> Result<RunRecord, BoxError> {
         cause: d.cause,
         executor: d.executor,
         cmd: d.cmd,
+        user: d.user,
         state: d.state,
         code: Code(d.code),
         message: d.message,

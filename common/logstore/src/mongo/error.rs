@@ -10,6 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Server code: the time given for an answer was not enough (MaxTimeMSExpired).
+const TOO_LATE: i32 = 50;
 /// Longest time for which the server is not asked after it did not answer, and half of it
 /// again.
 const BREAKER_CAP: Duration = Duration::from_secs(8);
@@ -84,6 +86,21 @@ impl Context {
         result
     }
 
+    /// Awaits an answer for which the server was given [`crate::LIST_PATIENCE`].
+    pub(super) async fn wait_briefly<T>(
+        &self,
+        op: &'static str,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, StoreError> {
+        let mut late = false;
+        let look = async { work.await.inspect_err(|e| late = code_of(e) == Some(TOO_LATE)) };
+        let done = self.wait(op, look).await;
+        match late {
+            true => Err(StoreError::TooMuch { store: self.name.to_string(), op }),
+            false => done,
+        }
+    }
+
     pub(super) fn error(&self, op: &'static str, e: Error) -> StoreError {
         if waiting_helps(&e) { self.unavailable(op, e) } else { self.failed(op, e) }
     }
@@ -134,6 +151,14 @@ pub(super) fn code_of(e: &Error) -> Option<i32> {
         ErrorKind::Write(WriteFailure::WriteError(e)) => Some(e.code),
         ErrorKind::Write(WriteFailure::WriteConcernError(e)) => Some(e.code),
         _ => None,
+    }
+}
+
+/// Whether an index that a command names is not there. The code is that of any bad value.
+pub(super) fn no_such_index(e: &Error) -> bool {
+    match &*e.kind {
+        ErrorKind::Command(e) => e.code == 2 && e.message.contains("hint"),
+        _ => false,
     }
 }
 

@@ -6,7 +6,7 @@ use crate::StoreError;
 use futures::TryStreamExt;
 use mongodb::{
     Collection,
-    bson::{DateTime, Document, doc},
+    bson::{self, DateTime, Document, doc},
     error::Error,
 };
 use serde::Deserialize;
@@ -20,6 +20,7 @@ pub const STEPS: &[(&str, &str)] = &[
         include_str!("../../../../migrations/mongo/0001_runs_and_output.json"),
     ),
     ("0002_tasks", include_str!("../../../../migrations/mongo/0002_tasks.json")),
+    ("0003_questions", include_str!("../../../../migrations/mongo/0003_questions.json")),
 ];
 
 const OP: &str = "migrate";
@@ -27,6 +28,8 @@ const OP: &str = "migrate";
 const STEP_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Server code: the collection is there.
 const NAMESPACE_EXISTS: i32 = 48;
+/// Server code: there is no such index.
+const INDEX_NOT_FOUND: i32 = 27;
 /// Server code: a document with this key is there.
 const DUPLICATE_KEY: i32 = 11000;
 
@@ -41,6 +44,20 @@ struct Step {
 struct CollectionSpec {
     name: String,
     indexes: Vec<IndexSpec>,
+    /// Indexes that are needed no more.
+    #[serde(default)]
+    drop: Vec<String>,
+    /// What to add to documents that are there.
+    update: Option<UpdateSpec>,
+    /// What documents must look like, as `$jsonSchema`.
+    schema: Option<serde_json::Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UpdateSpec {
+    filter: serde_json::Value,
+    set: serde_json::Value,
 }
 
 #[derive(Deserialize)]
@@ -49,6 +66,8 @@ struct IndexSpec {
     name: String,
     /// Pairs, because the order of fields is the point of an index.
     keys: Vec<(String, i32)>,
+    /// Only documents that match this are in it.
+    only: Option<serde_json::Value>,
 }
 
 impl MongoStore {
@@ -84,17 +103,40 @@ impl MongoStore {
             Err(e) if error::code_of(&e) == Some(NAMESPACE_EXISTS) => {}
             other => drop(other?),
         }
-        if spec.indexes.is_empty() {
-            return Ok(());
+        if let Some(update) = &spec.update {
+            let set = vec![doc! { "$set": bson::to_bson(&update.set)? }];
+            let filter = bson::to_document(&update.filter)?;
+            self.db.collection::<Document>(&spec.name).update_many(filter, set).await?;
         }
         let index = |spec: &IndexSpec| {
             let key: Document = spec.keys.iter().map(|(k, v)| (k.clone(), (*v).into())).collect();
-            doc! { "name": &spec.name, "key": key }
+            let mut index = doc! { "name": &spec.name, "key": key };
+            if let Some(only) = &spec.only {
+                index.insert("partialFilterExpression", bson::to_bson(only)?);
+            }
+            Ok::<_, Error>(index)
         };
         // Creating an index that is there does nothing; one that is being built by
         // somebody else is waited for.
-        let indexes: Vec<_> = spec.indexes.iter().map(index).collect();
-        self.db.run_command(doc! { "createIndexes": &spec.name, "indexes": indexes }).await?;
+        let indexes: Vec<_> = spec.indexes.iter().map(index).collect::<Result<_, _>>()?;
+        if !indexes.is_empty() {
+            self.db.run_command(doc! { "createIndexes": &spec.name, "indexes": indexes }).await?;
+        }
+        for index in &spec.drop {
+            match self.db.run_command(doc! { "dropIndexes": &spec.name, "index": index }).await {
+                Err(e) if error::code_of(&e) == Some(INDEX_NOT_FOUND) => {}
+                other => drop(other?),
+            }
+        }
+        if let Some(schema) = &spec.schema {
+            // Of new documents and changes; those that are there are not looked at.
+            let validator = doc! { "$jsonSchema": bson::to_bson(schema)? };
+            let change = doc! {
+                "collMod": &spec.name, "validator": validator,
+                "validationLevel": "strict", "validationAction": "error",
+            };
+            self.db.run_command(change).await?;
+        }
         Ok(())
     }
 

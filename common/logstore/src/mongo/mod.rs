@@ -14,6 +14,8 @@ mod docs;
 mod error;
 mod migrate;
 mod read;
+mod sweep;
+mod tally;
 mod tasks;
 mod write;
 
@@ -21,11 +23,12 @@ mod write;
 mod tests;
 
 use crate::{
-    LogItem, LogStore, RunPage, RunQuery, StoreError, TaskQuery, items, query,
-    tasks::Row as TaskRow, url,
+    LogItem, LogStore, Retention, RunPage, RunQuery, StoreError, Swept, TallyRow, TaskQuery, items,
+    query, tasks::Row as TaskRow, url,
 };
 use async_trait::async_trait;
 use error::Context;
+use jiff::Timestamp;
 use meepo_core::{
     id::{Name, RunId},
     run::{OutputChunk, RunRecord},
@@ -46,6 +49,8 @@ pub const DEFAULT_DATABASE: &str = "meepo";
 pub const SERVER_SELECTION: Duration = Duration::from_secs(5);
 /// Connections per server, unless the URL says otherwise.
 pub const POOL: u32 = 4;
+/// The same for a worker, which only writes: one batch at a time, and sometimes a run.
+pub const WORKER_POOL: u32 = 2;
 /// How long one command may take before the store counts as away: a server that
 /// accepts connections and then says nothing must not hold its callers for ever.
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
@@ -68,11 +73,15 @@ impl MongoStore {
     /// # Errors
     /// [`StoreError::BadUrl`] if the URL is not one the driver can use.
     pub async fn open(url: &str) -> Result<Self, StoreError> {
+        Self::pooled(url, POOL).await
+    }
+
+    async fn pooled(url: &str, pool: u32) -> Result<Self, StoreError> {
         let bad = |e: mongodb::error::Error| url::bad(url, error::message(&e), FORM);
         let mut options = ClientOptions::parse(url).await.map_err(bad)?;
         options.server_selection_timeout.get_or_insert(SERVER_SELECTION);
         options.connect_timeout.get_or_insert(SERVER_SELECTION);
-        options.max_pool_size.get_or_insert(POOL);
+        options.max_pool_size.get_or_insert(pool);
         options.app_name.get_or_insert_with(|| "meepo".to_owned());
         let write_concern = options.write_concern.clone().unwrap_or_else(|| {
             WriteConcern::builder().w(Acknowledgment::Majority).journal(true).build()
@@ -90,8 +99,8 @@ impl MongoStore {
     }
 
     /// [`Self::open`], with a circuit breaker before the server.
-    pub(crate) async fn guarded(url: &str) -> Result<Self, StoreError> {
-        let mut store = Self::open(url).await?;
+    pub(crate) async fn guarded(url: &str, pool: u32) -> Result<Self, StoreError> {
+        let mut store = Self::pooled(url, pool).await?;
         store.context.set_breaker();
         Ok(store)
     }
@@ -125,6 +134,19 @@ impl LogStore for MongoStore {
 
     async fn last_runs(&self, jobs: &[Name]) -> Result<BTreeMap<Name, RunRecord>, StoreError> {
         read::last_runs(self, jobs).await
+    }
+
+    async fn tally(
+        &self,
+        job: &Name,
+        since: Option<Timestamp>,
+        until: Option<Timestamp>,
+    ) -> Result<Vec<TallyRow>, StoreError> {
+        tally::tally(self, job, since, until).await
+    }
+
+    async fn sweep(&self, retention: &Retention, now: Timestamp) -> Result<Swept, StoreError> {
+        self.sweep_step(retention, now).await
     }
 
     async fn put_tasks(&self, tasks: &[TaskView]) -> Result<(), StoreError> {

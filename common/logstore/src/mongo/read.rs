@@ -1,7 +1,14 @@
 //! Reading: filters as documents, answers decoded from raw ones.
 
-use super::{MongoStore, docs, error::Context};
-use crate::{MAX_OUTPUT_BYTES, RunPage, RunQuery, StoreError, items, names, query::Position};
+use super::{
+    MongoStore, docs,
+    error::{self, Context},
+};
+use crate::{
+    LIST_PATIENCE, MAX_OUTPUT_BYTES, RunPage, RunQuery, StoreError, items, names,
+    plan::{Plan, parts_of},
+    query::Position,
+};
 use futures::TryStreamExt;
 use meepo_core::{
     id::{Name, RunId},
@@ -10,11 +17,12 @@ use meepo_core::{
 use mongodb::{
     Cursor,
     bson::{Bson, DateTime, Document, RawDocument, RawDocumentBuf, doc},
+    options::Hint,
 };
 use std::collections::BTreeMap;
 
 /// Newest first.
-fn newest() -> Document {
+pub(super) fn newest() -> Document {
     doc! { "slot": -1, "_id": -1 }
 }
 
@@ -34,16 +42,25 @@ pub(super) async fn get_run(
 
 pub(super) async fn list_runs(store: &MongoStore, query: &RunQuery) -> Result<RunPage, StoreError> {
     let (ctx, op) = (&store.context, "list runs");
-    let filter = filter(query, query.position()?);
+    let from = query.position()?;
+    let Some(index) = index(&Plan::of(query)) else { return Ok(RunPage::default()) };
+    let filter = filter(query, from);
     let page = query.page_size();
     let read = async {
         // One more than the page tells whether there is another.
         let limit = u32::try_from(page + 1).unwrap_or(u32::MAX);
-        let find = store.runs.find(filter).sort(newest());
-        let cursor = find.limit(limit.into()).batch_size(limit).await?;
+        let find = || {
+            let find = store.runs.find(filter.clone()).sort(newest());
+            find.limit(limit.into()).batch_size(limit).max_time(LIST_PATIENCE)
+        };
+        let cursor = match find().hint(hint(index)).await {
+            // Somebody has dropped it, or the migration that makes it is not over yet.
+            Err(e) if error::no_such_index(&e) => find().await?,
+            other => other?,
+        };
         cursor.try_collect::<Vec<_>>().await
     };
-    let found = ctx.wait(op, read).await?;
+    let found = ctx.wait_briefly(op, read).await?;
     let mut rows = Vec::with_capacity(found.len());
     for raw in found {
         let position = position(&raw)
@@ -67,24 +84,69 @@ fn position(raw: &RawDocument) -> Result<Position, crate::BoxError> {
     Ok(Position { slot, run_id: docs::key_of(raw)? })
 }
 
+/// Names an index to be used whatever the planner thinks.
+pub(super) fn hint(index: &str) -> Hint {
+    Hint::Name(index.to_owned())
+}
+
+/// The index that serves a plan; none if there is nothing to look for.
+pub(super) fn index(plan: &Plan) -> Option<&'static str> {
+    Some(match plan {
+        Plan::Nothing => return None,
+        Plan::Time => "by_slot",
+        Plan::Job(_) | Plan::Task(_) => "by_job_newest",
+        Plan::JobState(..) => "by_job_state",
+        Plan::NodeState(..) => "by_node_state",
+        Plan::State(_) => "by_state",
+        Plan::Code(_) => "by_code",
+        Plan::User(_) => "by_user",
+    })
+}
+
 /// The filter of a list that starts after `from`.
 pub(super) fn filter(query: &RunQuery, from: Option<Position>) -> Document {
+    let plan = Plan::of(query);
     let mut filter = Document::new();
-    if let Some(job) = &query.job {
-        filter.insert("job", job.as_str());
+    let mut job = Document::new();
+    if let Some(jobs) = query.distinct_jobs() {
+        job = one_of(jobs.iter().map(|j| j.as_str()));
+    }
+    if let Some(task) = query.task {
+        let (first, end) = parts_of(task);
+        job.extend(doc! { "$gte": first, "$lt": end });
+    }
+    if !job.is_empty() {
+        filter.insert("job", job);
     }
     if let Some(node) = &query.node {
         filter.insert("node", node.as_str());
     }
-    match query.distinct_states().as_slice() {
-        [] => {}
-        [one] => {
-            filter.insert("state", one.as_str());
+    let states = match &plan {
+        // All of them, where none is asked for: the index is entered at each.
+        Plan::NodeState(_, states) => states.clone(),
+        _ => query.distinct_states(),
+    };
+    if !states.is_empty() {
+        filter.insert("state", one_of(states.iter().map(|s| s.as_str())));
+    }
+    let codes = query.distinct_codes();
+    if !codes.is_empty() {
+        let mut code = one_of(codes.iter().map(|c| i32::from(c.0)));
+        if let Plan::Code(_) = plan {
+            // As the partial index says.
+            code.insert("$gt", 0);
         }
-        many => {
-            let names: Vec<_> = many.iter().map(|s| s.as_str()).collect();
-            filter.insert("state", doc! { "$in": names });
-        }
+        filter.insert("code", code);
+    }
+    if let Some(user) = &query.user {
+        filter.insert("user", user.as_str());
+    }
+    let mut took = Document::new();
+    let (min, max) = query.took();
+    took.extend(min.map(|ms| ("$gte".to_owned(), Bson::Int64(ms))));
+    took.extend(max.map(|ms| ("$lte".to_owned(), Bson::Int64(ms))));
+    if !took.is_empty() {
+        filter.insert("took_ms", took);
     }
     if let Some(cause) = query.cause {
         filter.insert("cause", names::cause(cause));
@@ -108,6 +170,15 @@ pub(super) fn filter(query: &RunQuery, from: Option<Position>) -> Document {
         filter.insert("slot", slot);
     }
     filter
+}
+
+/// A condition that holds for each of `values`.
+fn one_of<T: Into<Bson>>(values: impl Iterator<Item = T>) -> Document {
+    let values: Vec<Bson> = values.map(Into::into).collect();
+    match values.as_slice() {
+        [one] => doc! { "$eq": one },
+        _ => doc! { "$in": values },
+    }
 }
 
 pub(super) async fn last_runs(
@@ -140,7 +211,7 @@ pub(super) async fn last_runs(
     Ok(last)
 }
 
-/// Sorted as the index `by_job` is and grouped by its first field, so that the server
+/// Sorted as the index `by_job_newest` is and grouped by its first field, so that the server
 /// jumps from job to job in the index and fetches one run for each.
 pub(super) fn last_runs_pipeline(jobs: &[Name]) -> Vec<Document> {
     let names: Vec<_> = jobs.iter().map(|j| Bson::from(j.as_str())).collect();

@@ -113,12 +113,27 @@ impl MongoStore {
             }
         };
         let reply = self.context.wait(OP, send).await?;
-        // Written, but not as safely as asked for: not acknowledged.
-        if let Some(Bson::Document(e)) = reply.get("writeConcernError") {
-            let e = WriteError::of(e);
-            return Err(self.context.code(OP, e.code, e.message));
-        }
+        self.refuse_concern(OP, &reply)?;
         Ok(reply)
+    }
+
+    /// The error of a write that was made, but not as safely as asked for.
+    fn refuse_concern(&self, op: &'static str, reply: &Document) -> Result<(), StoreError> {
+        let Some(Bson::Document(e)) = reply.get("writeConcernError") else { return Ok(()) };
+        let e = WriteError::of(e);
+        Err(self.context.code(op, e.code, e.message))
+    }
+
+    /// The first error that the reply to a write holds.
+    pub(super) fn refuse_errors(
+        &self,
+        op: &'static str,
+        reply: &Document,
+    ) -> Result<(), StoreError> {
+        match write_errors(reply).next() {
+            Some(e) => Err(self.context.code(op, e.code, e.message)),
+            None => self.refuse_concern(op, reply),
+        }
     }
 }
 

@@ -27,6 +27,10 @@ impl Context {
         let (store, retry) = (self.name(), waiting_helps(&e));
         let unmigrated = matches!(&e, rusqlite::Error::SqliteFailure(_, Some(m)) if m.starts_with("no such table"))
             || matches!(&e, rusqlite::Error::SqlInputError { msg, .. } if msg.starts_with("no such table"));
+        // By ourselves, see `patiently`: nobody else interrupts.
+        if e.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) {
+            return StoreError::TooMuch { store, op };
+        }
         let source: BoxError = Box::new(e);
         if unmigrated {
             StoreError::NotMigrated { store, op, source }

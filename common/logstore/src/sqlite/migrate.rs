@@ -9,6 +9,7 @@ pub const STEPS: &[(&str, &str)] = &[
         include_str!("../../../../migrations/sqlite/0001_runs_and_output.sql"),
     ),
     ("0002_tasks", include_str!("../../../../migrations/sqlite/0002_tasks.sql")),
+    ("0003_questions", include_str!("../../../../migrations/sqlite/0003_questions.sql")),
 ];
 
 /// Applies what is missing and returns the names of it. One transaction that holds

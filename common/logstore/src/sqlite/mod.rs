@@ -9,6 +9,8 @@
 mod error;
 mod migrate;
 mod read;
+mod sweep;
+mod tally;
 mod tasks;
 mod write;
 
@@ -16,11 +18,12 @@ mod write;
 mod tests;
 
 use crate::{
-    LogItem, LogStore, RunPage, RunQuery, StoreError, TaskQuery, items, query,
-    tasks::Row as TaskRow,
+    LogItem, LogStore, Retention, RunPage, RunQuery, StoreError, Swept, TallyRow, TaskQuery, items,
+    query, tasks::Row as TaskRow,
 };
 use async_trait::async_trait;
 use error::Context;
+use jiff::Timestamp;
 use meepo_core::{
     id::{Name, RunId},
     run::{OutputChunk, RunRecord},
@@ -132,6 +135,21 @@ impl LogStore for SqliteStore {
     async fn last_runs(&self, jobs: &[Name]) -> Result<BTreeMap<Name, RunRecord>, StoreError> {
         let jobs = jobs.to_vec();
         self.readers.with("last runs", move |c, ctx| read::last_runs(c, ctx, &jobs)).await
+    }
+
+    async fn tally(
+        &self,
+        job: &Name,
+        since: Option<Timestamp>,
+        until: Option<Timestamp>,
+    ) -> Result<Vec<TallyRow>, StoreError> {
+        let job = job.clone();
+        self.readers.with("tally", move |c, ctx| tally::tally(c, ctx, &job, since, until)).await
+    }
+
+    async fn sweep(&self, retention: &Retention, now: Timestamp) -> Result<Swept, StoreError> {
+        let retention = *retention;
+        self.ask("sweep", |reply| Job::Sweep { retention, now, reply }).await
     }
 
     async fn put_tasks(&self, tasks: &[TaskView]) -> Result<(), StoreError> {

@@ -1,12 +1,22 @@
 use super::*;
 use crate::conformance::{self, Random};
-use meepo_core::run::{Cause, RunState};
+use meepo_core::{
+    code::Code,
+    run::{Cause, RunState},
+};
 
 /// A directory, and the URL of a file in it that is not there yet.
 fn place() -> (tempfile::TempDir, String) {
     let dir = tempfile::tempdir().unwrap();
     let url = format!("sqlite://{}", dir.path().join("logs.db").display());
     (dir, url)
+}
+
+async fn place_open() -> (tempfile::TempDir, SqliteStore) {
+    let (dir, _) = place();
+    let store = SqliteStore::open(&dir.path().join("logs.db")).await.unwrap();
+    store.migrate().await.unwrap();
+    (dir, store)
 }
 
 async fn migrated() -> (tempfile::TempDir, Arc<dyn LogStore>) {
@@ -20,6 +30,10 @@ async fn migrated() -> (tempfile::TempDir, Arc<dyn LogStore>) {
 async fn sqlite_passes_every_check() {
     let (_dir, store) = migrated().await;
     conformance::all(store).await;
+    let (_dir, store) = migrated().await;
+    conformance::retention(store).await;
+    let (_dir, store) = migrated().await;
+    conformance::what_is_removed_stays_consistent(store).await;
 }
 
 #[tokio::test]
@@ -138,7 +152,7 @@ async fn unknown_fields_are_tolerated_and_bad_records_are_left_out() {
     assert_eq!(listed, [runs[2].clone(), runs[0].clone()]);
 }
 
-/// No list sorts: whatever is asked, an index gives the order.
+/// No list sorts: whatever is asked, an index gives the order. But for the parts of a task.
 #[tokio::test]
 async fn lists_are_served_by_an_index() {
     let (dir, store) = migrated().await;
@@ -148,12 +162,17 @@ async fn lists_are_served_by_an_index() {
         .collect();
     store.append(&batch).await.unwrap();
     let conn = Connection::open(dir.path().join("logs.db")).unwrap();
+    let explain = |sql: &str, params: Vec<rusqlite::types::Value>| -> Vec<String> {
+        let mut stmt = conn.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+        let rows = stmt.query_map(rusqlite::params_from_iter(params), |row| row.get(3)).unwrap();
+        rows.map(Result::unwrap).collect()
+    };
     // With statistics the planner has more ideas.
     for statistics in [false, true] {
         if statistics {
             conn.execute_batch("ANALYZE").unwrap();
         }
-        for bits in 0..128_u32 {
+        for bits in 0..2048_u32 {
             let has = |bit: u32| bits & (1 << bit) != 0;
             let all = [RunState::Failed, RunState::Lost];
             let q = RunQuery {
@@ -163,18 +182,96 @@ async fn lists_are_served_by_an_index() {
                 cause: has(4).then_some(Cause::Exec),
                 since: has(5).then(|| conformance::at(1)),
                 until: has(3).then(|| conformance::at(999)),
+                codes: if has(7) { vec![Code::LOST, Code::MISSED] } else { vec![] },
+                user: has(8).then(|| "u".to_owned()),
+                min_took: has(9).then_some(Duration::from_secs(1)),
+                jobs: if has(10) { vec![conformance::name("job")] } else { vec![] },
                 ..RunQuery::default()
             };
             let from = has(6).then_some(query::Position { slot: 500, run_id: [7; 16] });
-            for filter in read::filters(&q, from) {
-                let sql = format!("EXPLAIN QUERY PLAN {}", filter.sql());
-                let mut stmt = conn.prepare(&sql).unwrap();
-                let rows = stmt.query_map(filter.with_limit(51), |row| row.get(3)).unwrap();
-                let plan: Vec<String> = rows.map(Result::unwrap).collect();
-                assert!(plan.len() == 1 && plan[0].contains("USING INDEX"), "{q:?}: {plan:?}");
+            for select in read::selects(&q, from) {
+                let sql = select.sql("slot, run_id, doc");
+                let plan = explain(&sql, select.values_with_limit(51));
+                // A scan that begins at the newest and ends with the page is one by time.
+                let good = plan.len() == 1 && plan[0].contains("INDEX runs_by_");
+                assert!(good, "{q:?}: {plan:?}");
             }
         }
+        let task = RunQuery { task: Some(TaskId(random.run_id().0)), ..RunQuery::default() };
+        let select = &read::selects(&task, None)[0];
+        let plan = explain(&select.sql("slot, run_id, doc"), select.values_with_limit(51));
+        assert!(
+            plan[0].contains("SEARCH runs USING INDEX runs_by_job (job>? AND job<?)"),
+            "{plan:?}"
+        );
+
+        let (sql, runs) =
+            tally::statement(&conformance::name("job"), Some(conformance::at(1)), None);
+        let plan = explain(&sql, runs.values_with_limit(1000)).join("\n");
+        assert!(plan.contains("SEARCH runs USING COVERING INDEX runs_by_job"), "{plan}");
+        assert!(!plan.contains("FOR ORDER BY"), "{plan}");
+        // Removing walks along the states from the oldest, and along the keys of output.
+        for (sql, want) in [
+            (sweep::OLD_RUNS, "SEARCH runs USING INDEX runs_by_state (state=? AND slot<?)"),
+            (sweep::OLD_OUTPUT, "SEARCH output USING INDEX output_by_run (run_id<?)"),
+            (sweep::OLD_TASKS, "SEARCH tasks USING INDEX sqlite_autoindex_tasks_1 (task_id<?)"),
+        ] {
+            let null = rusqlite::types::Value::Null;
+            let plan = explain(sql, vec![null; sql.matches('?').count().min(3)]).join("\n");
+            assert!(plan.contains(want) && !plan.contains("FOR ORDER BY"), "{plan}");
+        }
     }
+}
+
+/// A question that would take for ever is given up, and the connection is as good as new.
+#[tokio::test]
+async fn a_question_that_takes_too_long_is_given_up() {
+    let (_dir, store) = place_open().await;
+    let endless =
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n";
+    let short = Duration::from_millis(50);
+    let ask = move |c: &Connection, ctx: &Context| {
+        c.query_row(endless, [], |_| Ok(())).map_err(|e| ctx.error("list runs", e))
+    };
+    let e = store.readers.within(short, "list runs", ask).await.unwrap_err();
+    assert!(matches!(e, StoreError::TooMuch { .. }) && !e.retryable(), "{}", e.chain());
+    assert!(e.to_string().contains("a shorter time"), "{e}");
+    assert_eq!(store.list_runs(&RunQuery::default()).await.unwrap().runs, []);
+}
+
+/// What was written by the step before gets what the new questions ask for.
+#[tokio::test]
+async fn older_records_answer_newer_questions() {
+    let (dir, url) = place();
+    let store = SqliteStore::open(&dir.path().join("logs.db")).await.unwrap();
+    let conn = Connection::open(dir.path().join("logs.db")).unwrap();
+    conn.execute_batch("CREATE TABLE meepo_migrations (number INTEGER PRIMARY KEY, name TEXT NOT NULL, applied_at INTEGER NOT NULL) STRICT").unwrap();
+    for (number, (name, sql)) in (1..).zip(&STEPS[..2]) {
+        conn.execute_batch(sql).unwrap();
+        let values = rusqlite::params![number, name];
+        conn.execute("INSERT INTO meepo_migrations VALUES (?1, ?2, 0)", values).unwrap();
+    }
+    let mut old = conformance::run(Random::new(1).run_id(), "job", "node", 1_700_000_000_001);
+    (old.state, old.code) = (RunState::Failed, Code::EXIT_STATUS);
+    old.ended_at = Some(old.started_at.unwrap() + Duration::from_millis(1_234));
+    let insert = "INSERT INTO runs VALUES (?1, 'job', 'node', ?2, 'failed', 'schedule', 3, ?3)";
+    let doc = serde_json::to_string(&old).unwrap();
+    let values = rusqlite::params![old.run_id.0.as_bytes(), old.slot.as_millisecond(), doc];
+    conn.execute(insert, values).unwrap();
+    drop(conn);
+    assert_eq!(store.migrate().await.unwrap(), ["0003_questions"]);
+    let exact = Some(Duration::from_millis(1_234));
+    let q = RunQuery {
+        codes: vec![Code::EXIT_STATUS],
+        min_took: exact,
+        max_took: exact,
+        ..RunQuery::default()
+    };
+    assert_eq!(crate::open(&url).await.unwrap().list_runs(&q).await.unwrap().runs, [old.clone()]);
+    let soon = Retention { failed: crate::Keep::For(Duration::from_secs(1)), ..Retention::FOREVER };
+    assert_eq!(store.sweep(&soon, old.ended_at.unwrap()).await.unwrap().runs, 0);
+    let later = old.ended_at.unwrap() + Duration::from_secs(2);
+    assert_eq!(store.sweep(&soon, later).await.unwrap().runs, 1);
 }
 
 /// A process that holds the file makes others wait, and waiting has an end that can

@@ -1,7 +1,10 @@
 //! The writer: a thread of its own that commits waiting batches together.
 
-use super::{error::Context, migrate, tasks};
-use crate::{LogItem, StoreError, items, names, query::bytes_of, tasks::Row as TaskRow};
+use super::{error::Context, migrate, sweep, tasks};
+use crate::{
+    LogItem, Retention, StoreError, Swept, items, names, query::bytes_of, tasks::Row as TaskRow,
+};
+use jiff::Timestamp;
 use meepo_core::run::{OutputChunk, RunRecord, to_millis};
 use rusqlite::{Connection, Statement, Transaction, TransactionBehavior, params};
 use tokio::sync::{mpsc, oneshot};
@@ -15,6 +18,7 @@ const COMMIT_BATCHES: usize = 64;
 pub(super) enum Job {
     Append { batch: Vec<LogItem>, reply: Reply<()> },
     Tasks { rows: Vec<TaskRow>, reply: Reply<()> },
+    Sweep { retention: Retention, now: Timestamp, reply: Reply<Swept> },
     Migrate { reply: Reply<Vec<String>> },
     Ping { reply: Reply<()> },
 }
@@ -36,6 +40,10 @@ pub(super) fn run(mut conn: Connection, mut jobs: mpsc::Receiver<Job>, ctx: &Con
             Job::Tasks { rows, reply } => {
                 let done = tasks::put(&mut conn, &rows).map_err(|e| ctx.error("keep tasks", e));
                 let _ = reply.send(done);
+            }
+            Job::Sweep { retention, now, reply } => {
+                let done = sweep::step(&mut conn, &retention, now);
+                let _ = reply.send(done.map_err(|e| ctx.error("sweep", e)));
             }
             Job::Migrate { reply } => {
                 let done = migrate::migrate(&mut conn).map_err(|e| ctx.error("migrate", e));
@@ -116,12 +124,13 @@ fn insert<'a>(
     items: impl Iterator<Item = &'a LogItem>,
 ) -> rusqlite::Result<()> {
     let mut run = tx.prepare_cached(
-        "INSERT INTO runs (run_id, job, node, slot, state, cause, rank, doc)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+        "INSERT INTO runs (run_id, job, node, slot, state, cause, rank, doc, code, took, ended, user)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)
          ON CONFLICT (run_id) DO UPDATE SET
              job = excluded.job, node = excluded.node, slot = excluded.slot,
              state = excluded.state, cause = excluded.cause, rank = excluded.rank,
-             doc = excluded.doc
+             doc = excluded.doc, code = excluded.code, took = excluded.took,
+             ended = excluded.ended, user = excluded.user
          WHERE excluded.rank > runs.rank",
     )?;
     let mut chunk = tx.prepare_cached(
@@ -149,6 +158,10 @@ fn insert_run(stmt: &mut Statement<'_>, r: &RunRecord) -> rusqlite::Result<()> {
         names::cause(r.cause),
         r.state.rank(),
         doc,
+        r.code.0,
+        r.took_ms(),
+        r.ended_at.map(items::millis),
+        r.user,
     ])?;
     Ok(())
 }

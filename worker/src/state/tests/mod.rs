@@ -44,6 +44,7 @@ fn record(state: RunState) -> RunRecord {
         cause: Cause::Schedule,
         executor: Executor::Sh,
         cmd: "true".into(),
+        user: None,
         state,
         code: Code::OK,
         message: None,
