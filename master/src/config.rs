@@ -2,10 +2,12 @@
 //! later wins. `docs/reference/config.md` lists them.
 
 use clap::Args;
-use meepo_core::duration::HumanDuration;
+use meepo_core::{duration::HumanDuration, error::Invalid};
+use meepo_logstore::{Class, Keep, Retention};
 use meepo_runtime::{config, telemetry::LogFormat};
 use serde::Deserialize;
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -50,9 +52,29 @@ pub struct Settings {
     /// Tasks that may be unfinished at the same time; more are refused. [default: 10000]
     #[arg(long, env = "MEEPO_TASKS_LIMIT")]
     pub tasks_limit: Option<usize>,
+    /// How long what is over is kept, as CLASS=DURATION or CLASS=forever, several with commas:
+    /// success, failed, missed, output, tasks. [default:
+    /// success=30d,failed=90d,missed=30d,output=30d,tasks=90d]
+    #[arg(long = "retention", env = "MEEPO_RETENTION", value_name = "CLASS=DURATION", value_delimiter = ',', value_parser = keep)]
+    #[serde(skip)]
+    pub keep: Vec<(Class, Keep)>,
+    /// The same, from the file.
+    #[arg(skip)]
+    pub retention: BTreeMap<Class, Keep>,
     /// `text` or `json`. [default: text]
     #[arg(long, env = "MEEPO_LOG_FORMAT")]
     pub log_format: Option<LogFormat>,
+}
+
+/// Reads `success=30d`.
+///
+/// # Errors
+/// When there is no such class, or no such time.
+pub fn keep(s: &str) -> Result<(Class, Keep), String> {
+    let bad = || format!("{s:?} is not CLASS=DURATION");
+    let (class, keep) = s.split_once('=').ok_or_else(bad)?;
+    let told = |e: Invalid| format!("{}; expected {}", e.problem, e.expected);
+    Ok((class.trim().parse().map_err(told)?, keep.parse().map_err(told)?))
 }
 
 /// Settings with every default filled in.
@@ -74,6 +96,8 @@ pub struct Config {
     pub lease_ttl: Duration,
     /// Tasks that may be unfinished at the same time.
     pub tasks_limit: usize,
+    /// How long what is over is kept.
+    pub retention: Retention,
     /// How log lines look.
     pub log_format: LogFormat,
 }
@@ -119,6 +143,10 @@ impl Settings {
             (1..=1_000_000).contains(&tasks_limit),
             "tasks_limit: {tasks_limit} is out of range; expected 1 to 1000000"
         );
+        let mut retention = Retention::default();
+        for (class, keep) in base.retention.into_iter().chain(self.keep) {
+            retention.set(class, keep);
+        }
         Ok(Config {
             etcd,
             http,
@@ -128,6 +156,7 @@ impl Settings {
             data_dir,
             lease_ttl,
             tasks_limit,
+            retention,
             log_format: self.log_format.or(base.log_format).unwrap_or_default(),
         })
     }
@@ -146,6 +175,29 @@ mod tests {
         let c = flags.resolve(Some(&file)).unwrap();
         assert_eq!((c.http.port(), c.grpc.port()), (1, 3));
         assert_eq!(c.logs, "sqlite:/var/lib/meepo/logs.db");
+    }
+
+    #[test]
+    fn each_class_is_kept_as_the_last_word_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("m.toml");
+        std::fs::write(&file, "[retention]\nsuccess = \"7d\"\nfailed = \"forever\"\n").unwrap();
+        let flags = Settings { keep: vec![keep("success=1h").unwrap()], ..Settings::default() };
+        let c = flags.resolve(Some(&file)).unwrap();
+        assert_eq!(c.retention.success, "1h".parse().unwrap());
+        assert_eq!(c.retention.failed, Keep::Forever);
+        assert_eq!(c.retention.output, Retention::default().output);
+        for (bad, want) in [
+            ("[retention]\nsucces = \"7d\"\n", "success"),
+            ("[retention]\nsuccess = \"soon\"\n", "forever"),
+            ("[retention]\nsuccess = 7\n", "string"),
+        ] {
+            std::fs::write(&file, bad).unwrap();
+            let e = format!("{:#}", Settings::default().resolve(Some(&file)).unwrap_err());
+            assert!(e.contains(want), "{bad}: {e}");
+        }
+        assert!(keep("all=7d").unwrap_err().contains("expected success, failed"));
+        assert!(keep("success").unwrap_err().contains("CLASS=DURATION"));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use meepo_core::{
     code::{self, Code},
     error::Invalid,
 };
-use meepo_logstore::StoreError;
+use meepo_logstore::{LIST_PATIENCE, StoreError};
 use tonic::{Status, metadata::MetadataValue};
 use tracing::{debug, error, warn};
 
@@ -93,8 +93,15 @@ impl From<CoordError> for ApiError {
 
 impl From<StoreError> for ApiError {
     fn from(e: StoreError) -> Self {
-        if let StoreError::Refused { problem, expected, .. } = e {
-            return Invalid::new(Code::BAD_VALUE, "cursor", problem, expected).into();
+        if let StoreError::Refused { op, problem, expected } = e {
+            let field = if op == "search output" { "q" } else { "cursor" };
+            return Invalid::new(Code::BAD_VALUE, field, problem, expected).into();
+        }
+        if let StoreError::TooMuch { .. } = e {
+            debug!(error = %e, "a question to the log store took too long");
+            let problem = format!("no answer within {} s", LIST_PATIENCE.as_secs());
+            let expected = "a narrower question: a job, a node, a shorter time";
+            return Invalid::new(Code::BAD_VALUE, "(query)", problem, expected).into();
         }
         if e.retryable() {
             debug!(error = %e, "the log store did not serve a request");

@@ -21,6 +21,7 @@ pub mod mismatches;
 pub mod ops;
 pub mod reconcile;
 pub mod rerun;
+mod retention;
 pub mod sessions;
 pub mod tasks;
 pub mod view;

@@ -9,7 +9,7 @@ use crate::{
     metrics::Metrics,
     mismatches,
     ops::{Feeds, KeyLease, Ops},
-    reconcile, rerun,
+    reconcile, rerun, retention,
     sessions::Sessions,
     tasks::{Board, Leader, run as dispatch_tasks},
     view::View,
@@ -149,6 +149,14 @@ impl Master {
             stop.clone(),
         );
         tasks.spawn("lost runs again", OnError::Shutdown, again);
+        let sweeping = retention::run(
+            store.clone(),
+            config.retention,
+            leadership.clone(),
+            ops.metrics.clone(),
+            stop.clone(),
+        );
+        tasks.spawn("retention", OnError::Shutdown, sweeping);
         let marking = lost::run(store, view, leadership.clone(), stop.clone());
         tasks.spawn("lost runs", OnError::Shutdown, marking);
         let comparing = mismatches::run(ops.clone(), config.lease_ttl, stop.clone());

@@ -28,6 +28,13 @@ pub struct Mismatch {
     pub kind: String,
 }
 
+/// Labels of what is removed because of its age.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Swept {
+    /// `runs`, `output` or `tasks`.
+    pub what: String,
+}
+
 meepo_runtime::metrics! {
     /// What the master counts.
     pub Metrics, "meepo_master";
@@ -46,6 +53,7 @@ meepo_runtime::metrics! {
     followers: Gauge = "followers", "Those who follow the output of a run at this master";
     feeds: Gauge = "feeds", "Streams of output to this master, from workers or from the leader: one for each followed run";
     reconciled: Family<Mismatch, Counter> = "reconciled", "Mismatches between workers and records, by kind, that were dealt with";
+    swept: Family<Swept, Counter> = "retention_removed", "What was removed from the log store because of its age: runs, output (pieces), tasks";
     received: Counter = "received_items", "Runs and pieces of output taken for the log store";
     receiving: Gauge = "receiving_bytes", "Bytes of batches from workers on their way to the log store";
     receiving_refused: Counter = "receiving_refused", "Batches from workers refused because too many were on their way";

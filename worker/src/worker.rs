@@ -139,7 +139,11 @@ impl Worker {
         });
         let link = MasterLink::follow(leadership);
         let sink = Arc::new(match &config.logs {
-            Some(url) => Sink::Store(meepo_logstore::open(url).await.context("logs")?),
+            Some(url) => Sink::Store(
+                meepo_logstore::open_with(url, meepo_logstore::mongo::WORKER_POOL)
+                    .await
+                    .context("logs")?,
+            ),
             None => Sink::Master(link.clone()),
         });
         let registry = Registry::default();

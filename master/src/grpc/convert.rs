@@ -30,7 +30,7 @@ pub fn time_from(field: &str, t: PbTime) -> Result<Timestamp, Invalid> {
 }
 
 /// The name JSON has for an enum's value.
-fn word<T: serde::Serialize>(value: T) -> String {
+pub(super) fn word<T: serde::Serialize>(value: T) -> String {
     match serde_json::to_value(value) {
         Ok(Value::String(s)) => s,
         _ => String::new(),
@@ -286,6 +286,7 @@ pub fn run(r: RunRecord) -> pb::Run {
         ended_at: r.ended_at.map(time),
         output_bytes: r.output_bytes,
         dropped_bytes: r.dropped_bytes,
+        user: r.user.unwrap_or_default(),
     }
 }
 
@@ -298,7 +299,7 @@ pub fn run_from(r: pb::Run) -> Result<RunRecord, Invalid> {
     from_value(json!({
         "run_id": r.run_id, "job": optional(r.job), "node": r.node,
         "slot": instant("slot", r.slot)?, "attempt": r.attempt, "cause": r.cause,
-        "executor": r.executor, "cmd": r.cmd, "state": r.state, "code": r.code,
+        "executor": r.executor, "cmd": r.cmd, "user": optional(r.user), "state": r.state, "code": r.code,
         "message": optional(r.message), "exit_code": r.exit_code, "signal": r.signal,
         "fence": r.fence, "pid": r.pid,
         "started_at": instant("started_at", r.started_at)?,

@@ -2,6 +2,7 @@
 
 pub mod convert;
 mod events;
+mod history;
 mod intake;
 mod masters;
 mod public;

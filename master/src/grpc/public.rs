@@ -1,6 +1,9 @@
 //! The public services: thin layers over [`Ops`].
 
-use super::convert;
+use super::{
+    convert,
+    history::{self, instant, run_query},
+};
 use crate::{
     error::ApiError,
     ops::{ExecItem, FORWARDED, FollowItem, JobFilter, Ops},
@@ -19,7 +22,6 @@ use meepo_core::{
     target::Target,
     tree::TreePath,
 };
-use meepo_logstore::RunQuery;
 use meepo_proto::v1::{
     self as pb, cron_server::Cron, exec_event, exec_server::Exec, jobs_server::Jobs,
     nodes_server::Nodes, output_event, runs_server::Runs,
@@ -146,6 +148,21 @@ impl Jobs for Public {
         let target = Target::parse(&target).map_err(invalid)?;
         Ok(Response::new(convert::explanation(self.ops.explain(&name, &target).await?)))
     }
+
+    async fn stats(&self, request: Request<pb::HistoryRequest>) -> Answer<pb::JobStats> {
+        let r = request.into_inner();
+        let name = name("name", &r.name)?;
+        let (since, until) = (instant("since", r.since)?, instant("until", r.until)?);
+        let stats = self.ops.job_stats(&name, since, until).await?;
+        Ok(Response::new(history::job_stats(stats)))
+    }
+
+    async fn gaps(&self, request: Request<pb::HistoryRequest>) -> Answer<pb::JobGaps> {
+        let r = request.into_inner();
+        let name = name("name", &r.name)?;
+        let (since, until) = (instant("since", r.since)?, instant("until", r.until)?);
+        Ok(Response::new(history::job_gaps(self.ops.job_gaps(&name, since, until).await?)))
+    }
 }
 
 #[tonic::async_trait]
@@ -153,23 +170,18 @@ impl Runs for Public {
     type OutputStream = Events<pb::OutputEvent>;
 
     async fn list(&self, request: Request<pb::ListRunsRequest>) -> Answer<pb::RunList> {
-        let r = request.into_inner();
-        let states = r.states.iter().map(|s| s.parse()).collect::<Result<_, _>>();
-        let query = RunQuery {
-            job: optional(r.job).map(|j| name("job", &j)).transpose()?,
-            node: optional(r.node).map(|n| name("node", &n)).transpose()?,
-            states: states.map_err(invalid)?,
-            cause: None,
-            since: r.since.map(|t| convert::time_from("since", t)).transpose().map_err(invalid)?,
-            until: r.until.map(|t| convert::time_from("until", t)).transpose().map_err(invalid)?,
-            limit: Some(r.limit).filter(|l| *l > 0),
-            cursor: optional(r.cursor),
-        };
+        let query = run_query(&self.ops, request.into_inner()).await?;
         let list = self.ops.list_runs(&query).await?;
         Ok(Response::new(pb::RunList {
             runs: list.runs.into_iter().map(convert::run).collect(),
             next: list.next.unwrap_or_default(),
         }))
+    }
+
+    async fn search(&self, request: Request<pb::SearchRunsRequest>) -> Answer<pb::SearchPage> {
+        let r = request.into_inner();
+        let query = run_query(&self.ops, r.runs.unwrap_or_default()).await?;
+        Ok(Response::new(history::search_page(self.ops.search_runs(&query, &r.q).await?)))
     }
 
     async fn get(&self, request: Request<pb::RunId>) -> Answer<pb::Run> {

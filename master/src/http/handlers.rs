@@ -19,17 +19,15 @@ use jiff::Timestamp;
 use meepo_core::{
     api::{
         Action, Applied, DrainRequest, ErrorBody, ExecEvent, ExecHost, ExecRequest, ExecResponse,
-        ExecStreamRequest, HostAnswer, NodeView, RunList, RunRef, TriggerRequest, Triggered,
+        ExecStreamRequest, HostAnswer, NodeView, RunRef, TriggerRequest, Triggered,
     },
     calendar::{self, Schedule},
     code::Code,
     error::Invalid,
-    id::{Name, NodeId},
     job::{Executor, JobSpec, JobStatus},
-    run::{RunRecord, RunState},
+    run::RunRecord,
     tree::JobDocument,
 };
-use meepo_logstore::RunQuery;
 use meepo_runtime::metrics::CONTENT_TYPE;
 use serde::Deserialize;
 use serde_json::Value;
@@ -160,50 +158,6 @@ pub(super) async fn next_slots(
     Params(p): Params<NextParams>,
 ) -> ApiResult<Json<Vec<Timestamp>>> {
     Ok(Json(app.ops.next_slots(&name, p.n.unwrap_or(5).min(MAX_NEXT)).await?))
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct RunParams {
-    job: Option<Name>,
-    node: Option<NodeId>,
-    state: Option<String>,
-    #[serde(default, deserialize_with = "read::instant")]
-    since: Option<Timestamp>,
-    #[serde(default, deserialize_with = "read::instant")]
-    until: Option<Timestamp>,
-    #[serde(default, deserialize_with = "read::number")]
-    limit: Option<u32>,
-    cursor: Option<String>,
-}
-
-/// Runs, newest first.
-#[utoipa::path(get, path = "/v1/runs", tag = "runs",
-    params(("job" = Option<String>, Query, description = "Only runs of this job"),
-        ("node" = Option<String>, Query, description = "Only runs on this node"),
-        ("state" = Option<String>, Query, description = "Only these states, separated by commas"),
-        ("since" = Option<String>, Query, description = "Only slots from this instant on"),
-        ("until" = Option<String>, Query, description = "Only slots before this instant"),
-        ("limit" = Option<u32>, Query, description = "Default 50, at most 1000"),
-        ("cursor" = Option<String>, Query, description = "`next` of the page before")),
-    responses((status = 200, body = RunList), (status = 400, body = ErrorBody)))]
-pub(super) async fn list_runs(
-    State(app): State<App>,
-    Params(p): Params<RunParams>,
-) -> ApiResult<Json<RunList>> {
-    let states = p.state.as_deref().map(|s| s.split(',').map(str::parse).collect());
-    let states: Vec<RunState> = states.transpose()?.unwrap_or_default();
-    let query = RunQuery {
-        job: p.job,
-        node: p.node,
-        states,
-        cause: None,
-        since: p.since,
-        until: p.until,
-        limit: p.limit,
-        cursor: p.cursor,
-    };
-    Ok(Json(app.ops.list_runs(&query).await?))
 }
 
 /// One run.

@@ -4,6 +4,7 @@ mod browser;
 mod events;
 mod extract;
 mod handlers;
+mod history;
 mod jobs;
 mod nodes;
 mod openapi;
@@ -71,7 +72,10 @@ fn router(app: App) -> Router {
         .route("/v1/jobs/{name}/resume", post(h::resume_job))
         .route("/v1/jobs/{name}/trigger", post(h::trigger_job))
         .route("/v1/jobs/{name}/next", get(h::next_slots))
-        .route("/v1/runs", get(h::list_runs))
+        .route("/v1/jobs/{name}/stats", get(history::job_stats))
+        .route("/v1/jobs/{name}/gaps", get(history::job_gaps))
+        .route("/v1/runs", get(history::list_runs))
+        .route("/v1/runs/search", get(history::search_runs))
         .route("/v1/runs/{id}", get(h::get_run))
         .route("/v1/runs/{id}/output", get(output::output))
         .route("/v1/runs/{id}/kill", post(h::kill_run))

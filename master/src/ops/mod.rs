@@ -3,6 +3,7 @@
 mod exec;
 mod follow;
 mod forward;
+mod history;
 mod job_list;
 mod job_view;
 mod jobs;
