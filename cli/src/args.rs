@@ -1,15 +1,18 @@
 //! The command line: what can be said, not what it does.
 
+mod history;
 mod node;
 pub(crate) mod task;
 
+pub(crate) use history::{RunsArgs, SpanArgs};
 pub(crate) use node::NodeCommand;
 use task::TaskCommand;
 
 use crate::{client::DEFAULT_MASTER, error::EXIT_HELP, events_args::EventsArgs, output::Format};
 use clap::{Args, Parser, Subcommand, ValueHint};
 use jiff::Timestamp;
-use meepo_core::{duration::HumanDuration, id::Name, job::Executor, run::RunState, tree::TreePath};
+use meepo_core::{duration::HumanDuration, id::Name, job::Executor, tree::TreePath};
+use meepo_logstore::{Class, Keep};
 use std::{net::SocketAddr, path::PathBuf};
 
 /// Run commands and schedules on a fleet of Linux hosts.
@@ -91,6 +94,10 @@ pub(crate) struct ServerArgs {
     /// Where runs and output are kept: `mongodb://…` or `sqlite:PATH` [default: SQLite in the data directory].
     #[arg(long, env = "MEEPO_LOGS", value_name = "URL")]
     pub(crate) logs: Option<String>,
+    /// How long what is over is kept: success, failed, missed, output, tasks
+    /// [default: success=30d,failed=90d,missed=30d,output=30d,tasks=90d].
+    #[arg(long, env = "MEEPO_RETENTION", value_name = "CLASS=DURATION", value_delimiter = ',', value_parser = meepo_master::config::keep)]
+    pub(crate) retention: Vec<(Class, Keep)>,
     /// Address of the HTTP API.
     #[arg(long, env = "MEEPO_HTTP", default_value = "127.0.0.1:7600", value_name = "ADDR")]
     pub(crate) http: SocketAddr,
@@ -207,6 +214,20 @@ pub(crate) enum JobCommand {
         #[arg(long, value_name = "PATH")]
         tree: Option<TreePath>,
     },
+    /// Tell how a job did: successes, durations, day by day.
+    Stats {
+        /// The job; it may be gone.
+        name: Name,
+        #[command(flatten)]
+        span: SpanArgs,
+    },
+    /// List the slots of a job that should have run and did not.
+    Gaps {
+        /// The job.
+        name: Name,
+        #[command(flatten)]
+        span: SpanArgs,
+    },
     /// Delete jobs.
     Delete {
         /// The jobs.
@@ -271,29 +292,6 @@ pub(crate) struct JobListArgs {
     /// At most so many [default: all].
     #[arg(short, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) n: Option<u32>,
-}
-
-/// `meepo runs`.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct RunsArgs {
-    /// Only runs of this job.
-    #[arg(long)]
-    pub(crate) job: Option<Name>,
-    /// Only runs on this node.
-    #[arg(long)]
-    pub(crate) node: Option<Name>,
-    /// Only runs in these states; several with commas.
-    #[arg(long, value_delimiter = ',')]
-    pub(crate) state: Vec<RunState>,
-    /// Only runs since then: `1h`, or a time.
-    #[arg(long, value_name = "TIME")]
-    pub(crate) since: Option<String>,
-    /// Only runs before then: `1h` (ago), or a time.
-    #[arg(long, value_name = "TIME")]
-    pub(crate) until: Option<String>,
-    /// At most so many.
-    #[arg(short, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    pub(crate) n: u32,
 }
 
 /// `meepo logs`.

@@ -11,6 +11,7 @@ use crate::{
 };
 use anyhow::Context;
 use meepo_core::{id::Name, tree::JobDocument};
+use meepo_logstore::Retention;
 use meepo_master::Master;
 use meepo_runtime::{
     tasks,
@@ -118,6 +119,11 @@ async fn with_etcd(
         data_dir: args.data_dir.clone(),
         lease_ttl: LEASE_TTL,
         tasks_limit: meepo_master::DEFAULT_TASKS_LIMIT,
+        retention: {
+            let mut retention = Retention::default();
+            args.retention.iter().for_each(|(class, keep)| retention.set(*class, *keep));
+            retention
+        },
         log_format: LogFormat::Text,
     })
     .await?;

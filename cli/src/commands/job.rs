@@ -95,7 +95,12 @@ pub(crate) async fn get(
     } else {
         Vec::new()
     };
-    out.value(&job, |out| job_view::page(out, &job, &slots, Timestamp::now()))?;
+    let stats = match out.is_table() {
+        // As before.
+        true => client.get(&["jobs", name.as_str(), "stats"], &[]).await.ok(),
+        false => None,
+    };
+    out.value(&job, |out| job_view::page(out, &job, &slots, stats.as_ref(), Timestamp::now()))?;
     Ok(exit::OK)
 }
 

@@ -1,6 +1,6 @@
 //! Jobs on the screen.
 
-use super::outcome::describe;
+use super::{history, outcome::describe};
 use crate::output::{
     Out,
     table::{Table, cell, maybe, state, verdict},
@@ -9,6 +9,7 @@ use crate::output::{
 use jiff::Timestamp;
 use meepo_core::{
     api::{JobOnNode, JobSource, JobSummary, JobView},
+    history::JobStats,
     job::{JobSpec, JobStatus, OutputKeep, Placement},
     run::RunRecord,
 };
@@ -94,7 +95,13 @@ fn status(job: &JobView) -> &'static str {
 }
 
 /// The page of `job get`.
-pub(crate) fn page(out: &Out, job: &JobView, slots: &[Timestamp], now: Timestamp) -> String {
+pub(crate) fn page(
+    out: &Out,
+    job: &JobView,
+    slots: &[Timestamp],
+    stats: Option<&JobStats>,
+    now: Timestamp,
+) -> String {
     let mut page = String::new();
     field(&mut page, "name", job.name.as_str());
     match (&job.spec, job.source) {
@@ -119,6 +126,12 @@ pub(crate) fn page(out: &Out, job: &JobView, slots: &[Timestamp], now: Timestamp
     }
     if let Some(run) = &job.last_run {
         field(&mut page, "last run", &last_run(run, now));
+    }
+    if let Some(stats) = stats.filter(|s| s.runs > 0 || s.last_success.is_some()) {
+        page.push_str("\nlast 30 days:\n");
+        let mut lines = String::new();
+        history::summary(&mut lines, out, stats, now);
+        page.push_str(&indent(&lines));
     }
     if !slots.is_empty() {
         page.push_str("\nnext slots:\n");
@@ -320,7 +333,10 @@ mod tests {
     fn the_page_tells_everything_there_is() {
         let now = "2026-01-01T02:00:00Z".parse().unwrap();
         let slots = ["2026-01-01T02:00:00Z".parse().unwrap()];
-        let text = page(&out(), &jobs()[0], &slots, now);
+        let stats = serde_json::from_value(json!({"job": "backup", "runs": 4, "complete": true,
+            "by_state": {"success": 3, "failed": 1}, "success_rate": 0.75, "days": []}));
+        let stats: JobStats = stats.unwrap();
+        let text = page(&out(), &jobs()[0], &slots, Some(&stats), now);
         for want in [
             "target:            all (once in the cluster)\n",
             "command:           set -e\n                   tar c / | ssh x\n",
@@ -328,12 +344,13 @@ mod tests {
             "exit status 3 after 1.2s",
             "2h00m ago",
             "2026-01-01T02:00:00Z  in 0ms",
+            "last 30 days:\n  runs:              4 (1 failed, 3 success)\n  success rate:      75.0 %\n",
             "  n2    no      unusable",
             "  n2: schedule: 4 fields; expected 5\n",
         ] {
             assert!(text.contains(want), "{want}\n---\n{text}");
         }
-        let text = page(&out(), &jobs()[1], &[], now);
+        let text = page(&out(), &jobs()[1], &[], None, now);
         assert!(text.contains("put by hand") && text.contains("only on demand"), "{text}");
         assert!(!text.contains('\x1b'));
     }

@@ -6,6 +6,8 @@ pub(crate) mod documents;
 pub(crate) mod events;
 mod explain;
 pub(crate) mod follow;
+mod grep;
+mod history;
 pub(crate) mod import;
 pub(crate) mod job;
 pub(crate) mod job_view;
@@ -97,6 +99,8 @@ async fn job_command(out: &Out, client: &Client, command: JobCommand) -> CliResu
         JobCommand::Get { name, definition, tree } => {
             job::get(out, client, &name, definition, tree).await
         }
+        JobCommand::Stats { name, span } => history::stats(out, client, &name, span).await,
+        JobCommand::Gaps { name, span } => history::gaps(out, client, &name, span).await,
         JobCommand::Delete { names, tree } => job::delete(out, client, &names, tree).await,
         JobCommand::Explain { name, target } => explain::run(out, client, &name, target).await,
         JobCommand::Pause { names } => job::set_status(out, client, &names, "pause").await,

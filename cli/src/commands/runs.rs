@@ -3,6 +3,7 @@
 use super::{
     bytes_of,
     follow::{self, Piece},
+    grep,
 };
 use crate::{
     args::{KillArgs, LogsArgs, RunsArgs},
@@ -19,12 +20,15 @@ use jiff::Timestamp;
 use meepo_core::{
     api::{FollowEvent, OutputPage, RunList, RunRef},
     id::RunId,
-    run::RunRecord,
+    run::{RunRecord, RunState},
 };
 use reqwest::Method;
+use std::io::Write;
 
 /// Runs asked for at once.
-const PAGE: u32 = 500;
+const PAGE: u32 = 1_000;
+/// Runs listed unless asked otherwise.
+const SHOWN: u32 = 20;
 /// How many runs are looked through for the beginning of an id.
 const SEARCHED: u32 = 5_000;
 /// Widest command in a list, in characters.
@@ -33,26 +37,64 @@ const CMD_WIDTH: usize = 40;
 /// `meepo runs`.
 pub(crate) async fn list(out: &Out, client: &Client, args: RunsArgs) -> CliResult<u8> {
     let now = Timestamp::now();
-    let instant = |option: &str, text: &Option<String>| -> CliResult<Option<String>> {
-        let at = text.as_ref().map(|t| time::parse_since(option, t, now)).transpose()?;
-        Ok(at.map(|t| t.to_string()))
-    };
-    let states: Vec<_> = args.state.iter().map(|s| s.as_str()).collect();
-    let filter = [
-        ("job", args.job.map(|n| n.to_string())),
-        ("node", args.node.map(|n| n.to_string())),
-        ("state", (!states.is_empty()).then(|| states.join(","))),
-        ("since", instant("--since", &args.since)?),
-        ("until", instant("--until", &args.until)?),
-    ];
+    let filter = filter(&args, now)?;
+    let export = args.export.is_some();
+    let n = args.n.unwrap_or(if export { u32::MAX } else { SHOWN });
+    if let Some(text) = &args.grep {
+        return grep::run(out, client, &filter, text, n, export).await;
+    }
+    if export {
+        // As they come, so that any number of them takes no memory.
+        let (mut lines, mut failed) = (std::io::stdout().lock(), None);
+        pages(client, &filter, n, |run| {
+            let written = write_line(&mut lines, &run);
+            failed = written.err();
+            failed.is_none()
+        })
+        .await?;
+        return failed.map_or(Ok(exit::OK), Err);
+    }
     let mut runs = Vec::new();
-    pages(client, &filter, args.n, |run| {
+    pages(client, &filter, n, |run| {
         runs.push(run);
         true
     })
     .await?;
     out.value(&runs, |out| table(out, &runs, now))?;
     Ok(exit::OK)
+}
+
+/// Writes `value` as a line of JSON.
+pub(super) fn write_line(out: &mut impl Write, value: &impl serde::Serialize) -> CliResult<()> {
+    let mut line = serde_json::to_vec(value)
+        .map_err(|e| CliError::new(exit::INTERNAL, format!("cannot write JSON: {e}")))?;
+    line.push(b'\n');
+    Ok(out.write_all(&line)?)
+}
+
+/// The filters as the API takes them.
+fn filter(args: &RunsArgs, now: Timestamp) -> CliResult<Vec<(&'static str, Option<String>)>> {
+    let instant = |option: &str, text: &Option<String>| -> CliResult<Option<String>> {
+        let at = text.as_ref().map(|t| time::parse_since(option, t, now)).transpose()?;
+        Ok(at.map(|t| t.to_string()))
+    };
+    let mut states: Vec<_> = args.state.iter().map(|s| s.as_str()).collect();
+    if args.missed {
+        states.extend([RunState::Missed, RunState::Skipped].map(RunState::as_str));
+    }
+    Ok(vec![
+        ("job", args.job.clone()),
+        ("node", args.node.as_ref().map(ToString::to_string)),
+        ("task", args.task.map(|t| t.to_string())),
+        ("state", (!states.is_empty()).then(|| states.join(","))),
+        ("code", args.code.clone()),
+        ("cause", args.cause.map(|c| c.as_str().to_owned())),
+        ("user", args.user.clone()),
+        ("since", instant("--since", &args.since)?),
+        ("until", instant("--until", &args.until)?),
+        ("min_duration", args.min_duration.map(|d| d.to_string())),
+        ("max_duration", args.max_duration.map(|d| d.to_string())),
+    ])
 }
 
 /// Calls `each` with at most `n` runs, newest first, until it answers false.
@@ -194,6 +236,10 @@ pub(crate) async fn logs(out: &Out, client: &Client, args: LogsArgs) -> CliResul
     if !out.is_table() {
         out.value(&chunks, |_| String::new())?;
     } else if let Ok(record) = client.get::<RunRecord>(&["runs", &id], &[]).await {
+        if after.is_none() && record.state.is_final() && record.output_bytes > record.dropped_bytes
+        {
+            out.note("its output is not kept any more (the master's setting `retention`)");
+        }
         note_dropped(out, &record);
     }
     Ok(exit::OK)
