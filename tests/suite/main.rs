@@ -19,6 +19,7 @@ mod faults;
 mod fleet;
 mod grpc;
 mod harness;
+mod history;
 mod http_jobs;
 mod job_lists;
 mod live;
