@@ -32,6 +32,7 @@ fn example(method: &str, path: &str, run: &str, task: &str) -> (String, Option<V
             (path.replace("{id}", NODE), Some(json!({"labels": {"zone": "a"}})), 200)
         }
         (_, "/readyz/{part}") => (path.replace("{part}", "all"), None, 200),
+        (_, "/v1/runs/search") => (format!("{path}?q=x"), None, 200),
         (_, "/v1/cron/next") => (format!("{path}?expr=@daily"), None, 200),
         _ => (at, None, 200),
     };

@@ -148,7 +148,7 @@ async fn what_did_not_run_is_told() {
     };
     let list = eventually(secs(60), "it runs every second", ran).await;
     let first = list["runs"].as_array().unwrap().last().unwrap()["slot"].clone();
-    cluster.worker(0).process().stop();
+    cluster.worker(0).process().term();
     cluster.worker(0).process().wait_exit(secs(30)).await;
     let (_, list) = api.get("/v1/runs?job=gappy&limit=1").await;
     let last = list["runs"][0]["slot"].as_str().unwrap().to_owned();
