@@ -7,6 +7,7 @@
 //! | [`code`] | the 16-bit code of every outcome |
 //! | [`error`] | [`error::Invalid`]: what is wrong, where, and what would be right |
 //! | [`digest`] | one number for everything a node holds |
+//! | [`doctor`] | what is wrong, in words, with what to do about it |
 //! | [`duration`] | durations as people write them (`30s`, `5m`) |
 //! | [`input`] | documents from people: errors that name the field |
 //! | [`calendar`] | cron expressions and the instants they name |
@@ -27,15 +28,18 @@
 //! | [`tree`] | the product tree: what a node inherits of a job's definitions |
 //! | [`event`] | what is told to those who listen |
 //! | [`mismatch`] | where workers and records differ, and what is done about it |
+//! | [`audit`] | who did what, when, from where and with what result |
 //! | [`breaker`] | when to leave alone what does not answer |
 //! | [`api`] | what the HTTP API takes and answers |
 
 pub mod api;
+pub mod audit;
 pub mod breaker;
 pub mod calendar;
 pub mod code;
 pub mod crontab;
 pub mod digest;
+pub mod doctor;
 pub mod duration;
 pub mod error;
 pub mod event;

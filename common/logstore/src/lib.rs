@@ -11,6 +11,7 @@
 //! the same answers to the same calls. Writers deliver at least once: appending a
 //! batch again changes nothing.
 
+mod audit;
 mod error;
 mod items;
 pub mod mongo;
@@ -30,6 +31,7 @@ pub mod conformance;
 #[cfg(any(test, feature = "conformance"))]
 pub mod testing;
 
+pub use audit::{AuditPage, AuditQuery, DEFAULT_AUDIT, MAX_AUDIT};
 pub use error::{BoxError, StoreError};
 pub use items::{LogItem, MAX_ITEM_BYTES, MAX_SEQ};
 pub use query::{
@@ -41,7 +43,10 @@ pub use stats::{FAILURES, TALLY_RUNS, TallyRow, job_stats};
 pub use store::LogStore;
 pub use tasks::{DEFAULT_TASKS, MAX_TASK_BYTES, MAX_TASKS, TaskQuery};
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
+
+/// Told of every call to a store: the operation, how long it took, and whether it succeeded.
+pub type Observer = Arc<dyn Fn(&'static str, Duration, bool) + Send + Sync>;
 
 /// Opens the store that `url` names.
 ///
@@ -53,17 +58,26 @@ use std::sync::Arc;
 /// [`StoreError::BadUrl`] for an unknown scheme or a URL the driver cannot use;
 /// for SQLite also what keeps the file from being opened.
 pub async fn open(url: &str) -> Result<Arc<dyn LogStore>, StoreError> {
-    open_with(url, mongo::POOL).await
+    open_observed(url, mongo::POOL, Arc::new(|_, _, _| {})).await
 }
 
 /// [`open`] with so many connections per MongoDB server at most, unless the URL says
-/// otherwise. Of [`mongo::WORKER_POOL`] a worker has enough, and a fleet has many workers.
+/// otherwise; `observer` is told of every call. Of [`mongo::WORKER_POOL`] a worker has enough,
+/// and a fleet has many workers.
 ///
 /// # Errors
 /// As [`open`].
-pub async fn open_with(url: &str, pool: u32) -> Result<Arc<dyn LogStore>, StoreError> {
+pub async fn open_observed(
+    url: &str,
+    pool: u32,
+    observer: Observer,
+) -> Result<Arc<dyn LogStore>, StoreError> {
     match url::Location::parse(url)? {
-        url::Location::Mongo(url) => Ok(Arc::new(mongo::MongoStore::guarded(&url, pool).await?)),
-        url::Location::Sqlite(path) => Ok(Arc::new(sqlite::SqliteStore::open(&path).await?)),
+        url::Location::Mongo(url) => {
+            Ok(Arc::new(mongo::MongoStore::guarded(&url, pool, observer).await?))
+        }
+        url::Location::Sqlite(path) => {
+            Ok(Arc::new(sqlite::SqliteStore::observed(&path, observer).await?))
+        }
     }
 }

@@ -1,9 +1,10 @@
 //! The interface of every store.
 
-use crate::{LogItem, Retention, RunPage, RunQuery, StoreError, Swept, TallyRow, TaskQuery};
+use crate::{AuditPage, AuditQuery, LogItem, Retention, RunPage, RunQuery, StoreError, Swept, TallyRow, TaskQuery};
 use async_trait::async_trait;
 use jiff::Timestamp;
 use meepo_core::{
+    audit::AuditRecord,
     id::{Name, RunId},
     run::{OutputChunk, RunRecord},
     task::{TaskId, TaskView},
@@ -103,10 +104,28 @@ pub trait LogStore: Send + Sync + 'static {
     /// A record that cannot be read is left out and logged.
     async fn list_tasks(&self, query: &TaskQuery) -> Result<Vec<TaskView>, StoreError>;
 
+    /// Adds records to the audit. One whose id is there already stays as it was. `Ok` means
+    /// what it means for [`LogStore::append`].
+    ///
+    /// # Errors
+    /// On an error any of them may be kept; add them again.
+    async fn append_audit(&self, records: &[AuditRecord]) -> Result<(), StoreError>;
+
+    /// A page of the records that match, newest first.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] if the cursor is not one; [`StoreError::Unreadable`] if a
+    /// record on the page cannot be read: none is left out.
+    async fn list_audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError>;
+
     /// Brings the schema up to date and returns the names of the steps this call
     /// applied, in order; empty if there was nothing to do. Safe when several
     /// processes do it at once. Steps of a newer version are left alone.
     async fn migrate(&self) -> Result<Vec<String>, StoreError>;
+
+    /// The names of the steps that [`LogStore::migrate`] would apply, in order. Changes
+    /// nothing.
+    async fn pending_migrations(&self) -> Result<Vec<String>, StoreError>;
 
     /// Whether the store answers.
     async fn ping(&self) -> Result<(), StoreError>;

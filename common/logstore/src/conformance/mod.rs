@@ -9,6 +9,7 @@
     reason = "this is a test suite: a failure is a panic that says what failed"
 )]
 
+mod audit;
 mod listing;
 mod model;
 mod output;
@@ -18,6 +19,7 @@ mod search;
 mod tasks;
 mod together;
 
+pub use audit::{audit_lists, audit_records_do_not_change};
 pub use listing::{
     filters, last_runs, limits, ordering, paging_while_runs_arrive, tasks_and_many_jobs,
 };
@@ -62,6 +64,8 @@ pub async fn all(store: Arc<dyn LogStore>) {
     long_output(store.clone()).await;
     tasks_round_trip(store.clone()).await;
     task_lists(store.clone()).await;
+    audit_lists(store.clone()).await;
+    audit_records_do_not_change(store.clone()).await;
     concurrent_appends(store.clone()).await;
     large_batch(store).await;
 }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 /// migrate at once: each step is applied by exactly one of them, and then there is
 /// nothing left to do.
 pub async fn migrations(stores: &[Arc<dyn LogStore>]) {
+    let pending = stores[0].pending_migrations().await.unwrap();
     let applied = join_all(stores.iter().map(|s| s.migrate())).await;
     let mut names: Vec<String> = applied.into_iter().flat_map(Result::unwrap).collect();
     names.sort();
@@ -21,7 +22,9 @@ pub async fn migrations(stores: &[Arc<dyn LogStore>]) {
     for (i, name) in names.iter().enumerate() {
         assert!(name.starts_with(&format!("{:04}_", i + 1)), "{names:?}");
     }
+    assert_eq!(pending, names);
     for store in stores {
+        assert_eq!(store.pending_migrations().await.unwrap(), Vec::<String>::new());
         assert_eq!(store.migrate().await.unwrap(), Vec::<String>::new());
     }
 }

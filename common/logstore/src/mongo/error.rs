@@ -1,7 +1,7 @@
 //! The driver's errors, sorted by whether waiting helps.
 
 use super::COMMAND_TIMEOUT;
-use crate::{BoxError, StoreError};
+use crate::{BoxError, Observer, StoreError};
 use meepo_core::breaker::{Breaker, State};
 use mongodb::error::{Error, ErrorKind, WriteFailure};
 use std::{
@@ -17,16 +17,28 @@ const TOO_LATE: i32 = 50;
 const BREAKER_CAP: Duration = Duration::from_secs(8);
 
 /// Names the store in its errors and says how long to wait for it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Context {
     name: Arc<str>,
     patience: Duration,
     breaker: Option<Arc<Mutex<Breaker>>>,
+    observer: Option<Observer>,
+}
+
+impl std::fmt::Debug for Context {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Context").field(&self.name).finish()
+    }
 }
 
 impl Context {
     pub(super) fn new(name: String) -> Self {
-        Self { name: name.into(), patience: COMMAND_TIMEOUT, breaker: None }
+        Self { name: name.into(), patience: COMMAND_TIMEOUT, breaker: None, observer: None }
+    }
+
+    /// Who is told of every command.
+    pub(super) fn set_observer(&mut self, observer: Observer) {
+        self.observer = Some(observer);
     }
 
     /// Refuses calls for a while when the server did not answer several in a row.
@@ -71,6 +83,7 @@ impl Context {
             let text = format!("it did not answer lately and is not asked again for {wait:?}");
             return Err(self.unavailable(op, text));
         }
+        let begun = Instant::now();
         let result = match tokio::time::timeout(limit, work).await {
             Ok(done) => done.map_err(|e| self.error(op, e)),
             Err(_) => {
@@ -78,6 +91,9 @@ impl Context {
                 Err(self.unavailable(op, text))
             }
         };
+        if let Some(tell) = &self.observer {
+            tell(op, begun.elapsed(), result.is_ok());
+        }
         let away = matches!(result, Err(StoreError::Unavailable { .. }));
         self.locked(|b| match away {
             true => b.failure(Instant::now(), (uuid::Uuid::now_v7().as_u128() & 0xffff) as u16),

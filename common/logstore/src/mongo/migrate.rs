@@ -21,6 +21,7 @@ pub const STEPS: &[(&str, &str)] = &[
     ),
     ("0002_tasks", include_str!("../../../../migrations/mongo/0002_tasks.json")),
     ("0003_questions", include_str!("../../../../migrations/mongo/0003_questions.json")),
+    ("0004_audit", include_str!("../../../../migrations/mongo/0004_audit.json")),
 ];
 
 const OP: &str = "migrate";
@@ -70,14 +71,16 @@ struct IndexSpec {
     only: Option<serde_json::Value>,
 }
 
+/// The numbers of the steps that were applied.
+async fn known(record: &Collection<Document>) -> Result<BTreeSet<i32>, Error> {
+    let known: Vec<Document> = record.find(doc! {}).await?.try_collect().await?;
+    Ok(known.iter().filter_map(|d| d.get_i32("_id").ok()).collect())
+}
+
 impl MongoStore {
     pub(super) async fn apply_migrations(&self) -> Result<Vec<String>, StoreError> {
         let record = self.db.collection::<Document>("meepo_migrations");
-        let read = async {
-            let known: Vec<Document> = record.find(doc! {}).await?.try_collect().await?;
-            Ok(known.iter().filter_map(|d| d.get_i32("_id").ok()).collect::<BTreeSet<_>>())
-        };
-        let known = self.context.within(STEP_TIMEOUT, OP, read).await?;
+        let known = self.context.within(STEP_TIMEOUT, OP, known(&record)).await?;
         let mut applied = Vec::new();
         for (number, (name, json)) in (1i32..).zip(STEPS) {
             if known.contains(&number) {
@@ -96,6 +99,13 @@ impl MongoStore {
             }
         }
         Ok(applied)
+    }
+
+    pub(super) async fn missing_migrations(&self) -> Result<Vec<String>, StoreError> {
+        let record = self.db.collection::<Document>("meepo_migrations");
+        let known = self.context.wait("pending migrations", known(&record)).await?;
+        let missing = (1i32..).zip(STEPS).filter(|(number, _)| !known.contains(number));
+        Ok(missing.map(|(_, (name, _))| (*name).to_owned()).collect())
     }
 
     async fn create(&self, spec: &CollectionSpec) -> Result<(), Error> {

@@ -5,11 +5,13 @@
 //! | `runs` | one per run; `_id` is the run id as a UUID, times are dates |
 //! | `output` | one per chunk; `_id` is 24 bytes: the run id, then the sequence number with the high byte first. So the collection needs no index but that of its key, which finds a run's chunks in order |
 //! | `tasks` | one per task that is over; `_id` is its id as a UUID, the task itself is JSON |
+//! | `audit` | one per request that was to change something; `_id` is its id as a UUID, the record itself is JSON |
 //! | `meepo_migrations` | one per applied step |
 //!
 //! Writes ask for a majority and its journal unless the URL sets a write concern of
 //! its own. Reads go to the primary unless the URL sets a read preference.
 
+mod audit;
 mod docs;
 mod error;
 mod migrate;
@@ -23,6 +25,7 @@ mod write;
 mod tests;
 
 use crate::{
+    AuditPage, AuditQuery, Observer,
     LogItem, LogStore, Retention, RunPage, RunQuery, StoreError, Swept, TallyRow, TaskQuery, items,
     query, tasks::Row as TaskRow, url,
 };
@@ -30,6 +33,7 @@ use async_trait::async_trait;
 use error::Context;
 use jiff::Timestamp;
 use meepo_core::{
+    audit::AuditRecord,
     id::{Name, RunId},
     run::{OutputChunk, RunRecord},
     task::{TaskId, TaskView},
@@ -99,9 +103,14 @@ impl MongoStore {
     }
 
     /// [`Self::open`], with a circuit breaker before the server.
-    pub(crate) async fn guarded(url: &str, pool: u32) -> Result<Self, StoreError> {
+    pub(crate) async fn guarded(
+        url: &str,
+        pool: u32,
+        observer: Observer,
+    ) -> Result<Self, StoreError> {
         let mut store = Self::pooled(url, pool).await?;
         store.context.set_breaker();
+        store.context.set_observer(observer);
         Ok(store)
     }
 }
@@ -162,8 +171,23 @@ impl LogStore for MongoStore {
         self.find_tasks(query).await
     }
 
+    async fn append_audit(&self, records: &[AuditRecord]) -> Result<(), StoreError> {
+        match records.is_empty() {
+            true => Ok(()),
+            false => self.keep_audit(records).await,
+        }
+    }
+
+    async fn list_audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
+        self.find_audit(query).await
+    }
+
     async fn migrate(&self) -> Result<Vec<String>, StoreError> {
         self.apply_migrations().await
+    }
+
+    async fn pending_migrations(&self) -> Result<Vec<String>, StoreError> {
+        self.missing_migrations().await
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

@@ -1,6 +1,9 @@
 //! The schema, built in numbered steps from `migrations/sqlite`.
 
+use super::error::Context;
+use crate::StoreError;
 use rusqlite::{Connection, TransactionBehavior, params};
+use std::collections::BTreeSet;
 
 /// Every step: its name and its SQL. The number of a step is its place, from 1.
 pub const STEPS: &[(&str, &str)] = &[
@@ -10,6 +13,7 @@ pub const STEPS: &[(&str, &str)] = &[
     ),
     ("0002_tasks", include_str!("../../../../migrations/sqlite/0002_tasks.sql")),
     ("0003_questions", include_str!("../../../../migrations/sqlite/0003_questions.sql")),
+    ("0004_audit", include_str!("../../../../migrations/sqlite/0004_audit.sql")),
 ];
 
 /// Applies what is missing and returns the names of it. One transaction that holds
@@ -44,4 +48,18 @@ pub(super) fn migrate(conn: &mut Connection) -> rusqlite::Result<Vec<String>> {
     }
     tx.commit()?;
     Ok(applied)
+}
+
+/// The names of the steps that are missing.
+pub(super) fn pending(conn: &Connection, ctx: &Context) -> Result<Vec<String>, StoreError> {
+    let known = || -> rusqlite::Result<BTreeSet<i64>> {
+        let mut statement = conn.prepare("SELECT number FROM meepo_migrations")?;
+        statement.query_map([], |row| row.get(0))?.collect()
+    };
+    let known = match known().map_err(|e| ctx.error("pending migrations", e)) {
+        Err(StoreError::NotMigrated { .. }) => BTreeSet::new(),
+        other => other?,
+    };
+    let missing = (1i64..).zip(STEPS).filter(|(number, _)| !known.contains(number));
+    Ok(missing.map(|(_, (name, _))| (*name).to_owned()).collect())
 }

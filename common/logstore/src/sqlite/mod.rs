@@ -6,6 +6,7 @@
 //! the write-ahead log lets work beside the writer. Several processes may share the
 //! file; they wait for each other up to [`BUSY_WAIT`].
 
+mod audit;
 mod error;
 mod migrate;
 mod read;
@@ -18,6 +19,7 @@ mod write;
 mod tests;
 
 use crate::{
+    AuditPage, AuditQuery, Observer,
     LogItem, LogStore, Retention, RunPage, RunQuery, StoreError, Swept, TallyRow, TaskQuery, items,
     query, tasks::Row as TaskRow,
 };
@@ -25,6 +27,7 @@ use async_trait::async_trait;
 use error::Context;
 use jiff::Timestamp;
 use meepo_core::{
+    audit::AuditRecord,
     id::{Name, RunId},
     run::{OutputChunk, RunRecord},
     task::{TaskId, TaskView},
@@ -54,6 +57,7 @@ pub struct SqliteStore {
     context: Context,
     writer: mpsc::Sender<Job>,
     readers: Arc<Readers>,
+    observer: Observer,
 }
 
 impl std::fmt::Debug for SqliteStore {
@@ -68,6 +72,11 @@ impl SqliteStore {
     /// # Errors
     /// Whatever keeps the file from being opened, e.g. a directory that is not there.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        Self::observed(path, Arc::new(|_, _, _| {})).await
+    }
+
+    /// [`Self::open`], with somebody who is told of every call.
+    pub(crate) async fn observed(path: &Path, observer: Observer) -> Result<Self, StoreError> {
         let context = Context::new(path);
         let (path, ctx) = (path.to_owned(), context.clone());
         let conn = blocking(&context, "open", move || {
@@ -82,8 +91,8 @@ impl SqliteStore {
             .name("logstore-writer".into())
             .spawn(move || write::run(conn, jobs, &ctx))
             .map_err(|e| context.io("open", e))?;
-        let readers = Arc::new(Readers::new(context.clone()));
-        Ok(Self { context, writer, readers })
+        let readers = Arc::new(Readers::new(context.clone(), observer.clone()));
+        Ok(Self { context, writer, readers, observer })
     }
 
     /// Hands a job to the writer and waits for its answer.
@@ -94,8 +103,11 @@ impl SqliteStore {
     ) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
         let gone = || self.context.writer_gone(op);
+        let begun = Instant::now();
         self.writer.send(job(reply)).await.map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
+        let done = answer.await.map_err(|_| gone())?;
+        (self.observer)(op, begun.elapsed(), done.is_ok());
+        done
     }
 }
 
@@ -166,8 +178,23 @@ impl LogStore for SqliteStore {
         self.readers.with("list tasks", move |c, ctx| tasks::list(c, ctx, &query)).await
     }
 
+    async fn append_audit(&self, records: &[AuditRecord]) -> Result<(), StoreError> {
+        let records = records.to_vec();
+        self.ask("append audit", |reply| Job::Audit { records, reply }).await
+    }
+
+    async fn list_audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
+        let (asked, before) = (query.clone(), query.before()?);
+        let read = move |c: &Connection, ctx: &Context| audit::list(c, ctx, &asked, before);
+        Ok(query.page(self.readers.with("list audit", read).await?))
+    }
+
     async fn migrate(&self) -> Result<Vec<String>, StoreError> {
         self.ask("migrate", |reply| Job::Migrate { reply }).await
+    }
+
+    async fn pending_migrations(&self) -> Result<Vec<String>, StoreError> {
+        self.readers.with("pending migrations", migrate::pending).await
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

@@ -2,7 +2,7 @@
 
 use super::{Access, READERS, connect, error::Context};
 use crate::{
-    LIST_PATIENCE, MAX_OUTPUT_BYTES, RunPage, RunQuery, StoreError, items, names,
+    LIST_PATIENCE, MAX_OUTPUT_BYTES, Observer, RunPage, RunQuery, StoreError, items, names,
     plan::{Plan, parts_of},
     query::{Position, bytes_of},
 };
@@ -29,11 +29,13 @@ pub(super) struct Readers {
     context: Context,
     idle: Mutex<Vec<Connection>>,
     permits: Arc<Semaphore>,
+    observer: Observer,
 }
 
 impl Readers {
-    pub(super) fn new(context: Context) -> Self {
-        Self { context, idle: Mutex::default(), permits: Arc::new(Semaphore::new(READERS)) }
+    pub(super) fn new(context: Context, observer: Observer) -> Self {
+        let permits = Arc::new(Semaphore::new(READERS));
+        Self { context, idle: Mutex::default(), permits, observer }
     }
 
     /// Runs `work` on a connection, on a blocking thread.
@@ -52,9 +54,10 @@ impl Readers {
         op: &'static str,
         work: impl FnOnce(&Connection, &Context) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
+        let begun = Instant::now();
         let permit = Arc::clone(&self.permits).acquire_owned().await;
         let me = Arc::clone(self);
-        super::blocking(&self.context, op, move || {
+        let done = super::blocking(&self.context, op, move || {
             // The permit ends with the work, not with the future that waits for it.
             let _permit = permit;
             let idle = me.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
@@ -72,7 +75,9 @@ impl Readers {
             }
             done
         })
-        .await
+        .await;
+        (self.observer)(op, begun.elapsed(), done.is_ok());
+        done
     }
 }
 

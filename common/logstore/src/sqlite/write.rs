@@ -1,10 +1,11 @@
 //! The writer: a thread of its own that commits waiting batches together.
 
-use super::{error::Context, migrate, sweep, tasks};
+use super::{audit, error::Context, migrate, sweep, tasks};
 use crate::{
     LogItem, Retention, StoreError, Swept, items, names, query::bytes_of, tasks::Row as TaskRow,
 };
 use jiff::Timestamp;
+use meepo_core::audit::AuditRecord;
 use meepo_core::run::{OutputChunk, RunRecord, to_millis};
 use rusqlite::{Connection, Statement, Transaction, TransactionBehavior, params};
 use tokio::sync::{mpsc, oneshot};
@@ -19,6 +20,7 @@ pub(super) enum Job {
     Append { batch: Vec<LogItem>, reply: Reply<()> },
     Tasks { rows: Vec<TaskRow>, reply: Reply<()> },
     Sweep { retention: Retention, now: Timestamp, reply: Reply<Swept> },
+    Audit { records: Vec<AuditRecord>, reply: Reply<()> },
     Migrate { reply: Reply<Vec<String>> },
     Ping { reply: Reply<()> },
 }
@@ -44,6 +46,10 @@ pub(super) fn run(mut conn: Connection, mut jobs: mpsc::Receiver<Job>, ctx: &Con
             Job::Sweep { retention, now, reply } => {
                 let done = sweep::step(&mut conn, &retention, now);
                 let _ = reply.send(done.map_err(|e| ctx.error("sweep", e)));
+            }
+            Job::Audit { records, reply } => {
+                let done = audit::append(&mut conn, &records);
+                let _ = reply.send(done.map_err(|e| ctx.error("append audit", e)));
             }
             Job::Migrate { reply } => {
                 let done = migrate::migrate(&mut conn).map_err(|e| ctx.error("migrate", e));
