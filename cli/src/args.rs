@@ -1,9 +1,13 @@
 //! The command line: what can be said, not what it does.
 
+mod audit;
+mod doctor;
 mod history;
 mod node;
 pub(crate) mod task;
 
+pub(crate) use audit::{AuditArgs, AuditCommand};
+pub(crate) use doctor::DoctorArgs;
 pub(crate) use history::{RunsArgs, SpanArgs};
 pub(crate) use node::NodeCommand;
 use task::TaskCommand;
@@ -70,6 +74,11 @@ pub(crate) enum Command {
     Node(NodeCommand),
     /// Print what happens in the fleet.
     Events(EventsArgs),
+    /// Say what is wrong, and what to do about it.
+    Doctor(DoctorArgs),
+    /// Who did what.
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Cron expressions and crontab files.
     #[command(subcommand)]
     Cron(CronCommand),

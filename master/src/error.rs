@@ -20,6 +20,15 @@ use tracing::{debug, error, warn};
 #[error("{}", .0.message)]
 pub struct ApiError(pub ErrorInfo);
 
+/// Goes along with an answer that is an error, for those who look at answers from outside.
+#[derive(Debug, Clone)]
+pub struct Refusal {
+    /// The outcome code.
+    pub code: Code,
+    /// The sentence for people.
+    pub message: String,
+}
+
 /// What an operation answers.
 pub type ApiResult<T> = Result<T, ApiError>;
 
@@ -116,7 +125,9 @@ impl From<StoreError> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let retry = self.retry_after();
+        let refusal = Refusal { code: self.0.code, message: self.0.message.clone() };
         let mut response = (self.status(), Json(ErrorBody { error: self.0 })).into_response();
+        response.extensions_mut().insert(refusal);
         if let Some(seconds) = retry {
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
         }

@@ -7,8 +7,10 @@
 //! workers ◄─ sessions ◄─┘ (leader only)                    └► reconcile, lost (leader only)
 //! ```
 
+pub mod audit;
 pub mod config;
 pub mod digests;
+pub mod doctor;
 pub mod error;
 pub mod events;
 pub mod grpc;

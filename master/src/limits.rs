@@ -1,18 +1,16 @@
 //! How much is served at once. Beyond that a request is turned away at once with 429 and
 //! `Retry-After`, so that a pile of waiting requests never fills the memory.
 
-use crate::{error::ApiError, metrics::Metrics};
-use axum::{
-    body::Body,
-    extract::{Request, State},
-    middleware::Next,
-    response::Response,
+use crate::{
+    error::ApiError,
+    metrics::{Kind, Metrics},
 };
+use axum::{body::Body, extract::Request, middleware::Next, response::Response};
 use http_body_util::BodyExt;
 use meepo_core::code::Code;
+use prometheus_client::metrics::gauge::Gauge;
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tonic::Status;
 
 /// Requests that are answered as soon as etcd or the log store has answered.
 pub const SHORT: usize = 512;
@@ -32,21 +30,25 @@ enum Class {
     /// Health, metrics, what workers call: never turned away.
     Free,
     Short,
-    /// Counts until the last byte of the answer has gone.
-    Long,
+    /// Counts until the last byte of the answer has gone. What kind it is of.
+    Long(&'static str),
 }
 
 fn class(path: &str) -> Class {
     if let Some(rest) = path.strip_prefix("/v1/") {
         return match rest {
-            "events" | "exec" | "exec/stream" => Class::Long,
-            _ if rest.starts_with("runs/") && rest.ends_with("/output") => Class::Long,
+            "events" => Class::Long("events"),
+            "exec" | "exec/stream" => Class::Long("exec"),
+            _ if rest.starts_with("runs/") && rest.ends_with("/output") => Class::Long("output"),
+            _ if rest.starts_with("tasks/") && rest.ends_with("/events") => Class::Long("tasks"),
             _ => Class::Short,
         };
     }
     match path.strip_prefix("/meepo.v1.") {
-        Some(call) if ["Exec/", "Events/"].iter().any(|s| call.starts_with(s)) => Class::Long,
-        Some("Runs/Output") => Class::Long,
+        Some(call) if call.starts_with("Exec/") => Class::Long("exec"),
+        Some(call) if call.starts_with("Events/") => Class::Long("events"),
+        Some("Runs/Output") => Class::Long("output"),
+        Some("Tasks/Follow") => Class::Long("tasks"),
         Some(_) => Class::Short,
         None => Class::Free,
     }
@@ -63,7 +65,7 @@ impl Limits {
         let (places, n) = match class {
             Class::Free => return Ok(None),
             Class::Short => (&self.short, SHORT),
-            Class::Long => (&self.long, LONG),
+            Class::Long(_) => (&self.long, LONG),
         };
         places.clone().try_acquire_owned().map(Some).map_err(|_| {
             self.metrics.turned_away.inc();
@@ -84,22 +86,32 @@ impl Limits {
             Ok(permit) => permit,
             Err(e) => return refuse(e),
         };
-        let response = next.run(request).await;
-        if class != Class::Long {
-            return response;
-        }
-        response.map(|body| {
+        let Class::Long(kind) = class else { return next.run(request).await };
+        let held = (permit, Counted::new(&self.metrics, kind));
+        next.run(request).await.map(|body| {
             Body::new(body.map_frame(move |frame| {
-                let _held = &permit;
+                let _held = &held;
                 frame
             }))
         })
     }
 }
 
-/// For gRPC, in whose own words the refusal is.
-pub async fn grpc(State(limits): State<Limits>, request: Request, next: Next) -> Response {
-    limits.serve(request, next, |e| Status::from(e).into_http()).await
+/// Counts a stream as long as it lives.
+struct Counted(Gauge);
+
+impl Counted {
+    fn new(metrics: &Metrics, kind: &'static str) -> Self {
+        let gauge = metrics.streams.get_or_create_owned(&Kind { kind });
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 #[cfg(test)]
@@ -116,11 +128,14 @@ mod tests {
             ("/v1/jobs", Class::Short),
             ("/v1/runs/x", Class::Short),
             ("/meepo.v1.Jobs/Apply", Class::Short),
-            ("/v1/events", Class::Long),
-            ("/v1/exec", Class::Long),
-            ("/v1/runs/x/output", Class::Long),
-            ("/meepo.v1.Exec/Run", Class::Long),
-            ("/meepo.v1.Runs/Output", Class::Long),
+            ("/v1/events", Class::Long("events")),
+            ("/v1/exec", Class::Long("exec")),
+            ("/v1/runs/x/output", Class::Long("output")),
+            ("/v1/tasks/x/events", Class::Long("tasks")),
+            ("/v1/tasks/x/cancel", Class::Short),
+            ("/meepo.v1.Tasks/Follow", Class::Long("tasks")),
+            ("/meepo.v1.Exec/Run", Class::Long("exec")),
+            ("/meepo.v1.Runs/Output", Class::Long("output")),
         ] {
             assert_eq!(class(path), want, "{path}");
         }
@@ -132,7 +147,7 @@ mod tests {
         let mut held: Vec<_> = (0..SHORT).map(|_| limits.take(Class::Short).unwrap()).collect();
         let refused = limits.take(Class::Short).unwrap_err();
         assert_eq!((refused.0.code, limits.metrics.turned_away.get()), (Code::BUSY, 1));
-        assert!(limits.take(Class::Long).is_ok() && limits.take(Class::Free).is_ok());
+        assert!(limits.take(Class::Long("exec")).is_ok() && limits.take(Class::Free).is_ok());
         held.pop();
         assert!(limits.take(Class::Short).is_ok());
     }

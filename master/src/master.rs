@@ -1,6 +1,7 @@
 //! Puts the parts together and takes them down again.
 
 use crate::{
+    audit::{self, Audit},
     config::Config,
     events::Events,
     grpc, http,
@@ -21,7 +22,7 @@ use meepo_coord::{
     lease::{self, LeaseState},
     records::LeaderRecord,
 };
-use meepo_logstore::LogStore;
+use meepo_logstore::{LogStore, mongo};
 use meepo_runtime::{OnError, Tasks, backoff::Backoff};
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
@@ -61,8 +62,10 @@ impl Master {
             std::fs::create_dir_all(&config.data_dir)
                 .with_context(|| format!("cannot create {}", config.data_dir.display()))?;
         }
-        let store = meepo_logstore::open(&config.logs).await.context("logs")?;
-        let etcd = Etcd::connect(&config.etcd).await?;
+        let metrics = Arc::new(Metrics::default());
+        let store = meepo_logstore::open_observed(&config.logs, mongo::POOL, metrics.store()).await;
+        let store = store.context("logs")?;
+        let etcd = Etcd::connect(&config.etcd).await?.counted(metrics.etcd());
         let tasks = Tasks::new();
         let stop = tasks.token();
         info!(%http, %grpc, etcd = ?config.etcd, "master starts");
@@ -89,6 +92,15 @@ impl Master {
             grpc: format!("http://{}", host(grpc)),
             extra: Default::default(),
         };
+        let (audit, audited) = Audit::new(&me.http, metrics.clone());
+        let writing = audit::write(
+            audited,
+            store.clone(),
+            config.data_dir.clone(),
+            metrics.clone(),
+            stop.clone(),
+        );
+        tasks.spawn("audit", OnError::Shutdown, writing);
         let (leader_tx, leadership) = watch::channel(Leadership::default());
         let standing = election::campaign(etcd.clone(), me, lease, leader_tx, stop.clone());
         tasks.spawn("election", OnError::Shutdown, async {
@@ -104,7 +116,6 @@ impl Master {
             OnError::Shutdown,
             board.clone().keep(etcd.clone(), stop.clone()),
         );
-        let metrics = Arc::new(Metrics::default());
         let events = Events::new(etcd.clone(), metrics.clone());
         tasks.spawn("events", OnError::Shutdown, events.clone().keep(stop.clone()));
         let ops = Ops {
@@ -120,6 +131,7 @@ impl Master {
             leadership: leadership.clone(),
             leader: Arc::default(),
             limits: Limits::new(metrics.clone()),
+            audit,
             metrics,
         };
         let leader = Leader {

@@ -33,6 +33,8 @@ pub const DEFINITIONS: [&str; 2] = [keys::JOBS, keys::TREE_JOBS];
 pub struct View {
     data: Arc<RwLock<Data>>,
     version: Arc<cell::Sender<Version>>,
+    /// Nodes that were seen to go, and when.
+    gone: Arc<RwLock<BTreeMap<NodeId, Timestamp>>>,
 }
 
 /// How new the view is.
@@ -296,7 +298,8 @@ fn read<T: serde::de::DeserializeOwned>(entry: &Entry) -> Option<T> {
 impl View {
     /// An empty view; [`View::keep`] fills it.
     pub fn new() -> Self {
-        Self { data: Arc::default(), version: Arc::new(cell::Sender::new(Version::default())) }
+        let version = Arc::new(cell::Sender::new(Version::default()));
+        Self { data: Arc::default(), version, gone: Arc::default() }
     }
 
     /// Follows etcd until `stop` is cancelled.
@@ -325,6 +328,7 @@ impl View {
     }
 
     fn apply(&self, batch: Batch) {
+        self.note_gone(&batch);
         let mut version = *self.version.borrow();
         let write = || self.data.write().unwrap_or_else(PoisonError::into_inner);
         match batch {
@@ -368,6 +372,47 @@ impl View {
             }
         }
         self.version.send_replace(version);
+    }
+
+    /// Notes who comes and goes.
+    fn note_gone(&self, batch: &Batch) {
+        let mut gone = self.gone.write().unwrap_or_else(PoisonError::into_inner);
+        let health = |key: &str| keys::last(key, keys::HEALTH);
+        match batch {
+            Batch::Reset { entries, .. } => {
+                let there: BTreeSet<NodeId> =
+                    entries.iter().filter_map(|e| health(&e.key)).collect();
+                let before = self.read();
+                for id in before.health.keys().filter(|id| !there.contains(*id)) {
+                    gone.insert(id.clone(), Timestamp::now());
+                }
+                gone.retain(|id, _| !there.contains(id));
+            }
+            Batch::Changes(changes) => {
+                for change in changes {
+                    match change {
+                        Change::Put(entry) => {
+                            if let Some(id) = health(&entry.key) {
+                                gone.remove(&id);
+                            }
+                        }
+                        Change::Delete { key, .. } => {
+                            if let Some(id) = health(key) {
+                                gone.insert(id, Timestamp::now());
+                            } else if let Some(id) = keys::last(key, keys::NODES) {
+                                // Nobody asks for it any more.
+                                gone.remove(&id);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// When a node was seen to go, if it was since this master began to look.
+    pub fn offline_since(&self, id: &NodeId) -> Option<Timestamp> {
+        self.gone.read().unwrap_or_else(PoisonError::into_inner).get(id).copied()
     }
 
     /// What is known now. Hold it briefly.

@@ -3,6 +3,7 @@
 
 mod api;
 mod architecture;
+mod audit;
 mod bad_input;
 mod cli;
 mod coord;
@@ -11,6 +12,7 @@ mod degrading;
 mod deploy;
 mod disk;
 mod docs;
+mod doctor;
 mod drain;
 mod etcd_contract;
 mod events;
@@ -25,6 +27,7 @@ mod job_lists;
 mod live;
 mod many;
 mod masters;
+mod metrics;
 mod mismatches;
 mod mongo;
 mod nginx;

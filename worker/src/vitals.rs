@@ -8,7 +8,7 @@ use crate::{
 };
 use jiff::{SignedDuration, Timestamp};
 use meepo_core::node::{Problem, Work};
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 use tokio::sync::watch;
 
 /// How long the log store may be away before it is worth a problem.
@@ -130,6 +130,7 @@ impl Vitals {
             spool_items: stats.items,
             spool_bytes: stats.bytes,
             spool_oldest: stats.oldest,
+            spool_dropped_bytes: stats.dropped_bytes,
             flush_ms: self.state.flush_ms(),
         }
     }
@@ -137,23 +138,25 @@ impl Vitals {
     /// Sets the gauges, for somebody who is about to read them.
     pub fn observe(&self, metrics: &Metrics, now: Timestamp) {
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-        let seconds = |since: Timestamp| now.duration_since(since).as_secs().max(0);
+        let seconds = |since: Timestamp| now.duration_since(since).as_secs_f64().max(0.0);
+        let millis = |ms: u64| ms as f64 / 1000.0;
         let (work, stats) = (self.work(), self.state.spool_stats());
-        metrics.lag_ms.set(number(work.lag_ms));
-        metrics.lag_max_ms.set(number(work.lag_max_ms));
-        metrics.looked_age.set(work.looked_at.map_or(0, seconds));
+        metrics.lag_max.set(millis(work.lag_max_ms));
+        metrics.looked_age.set(work.looked_at.map_or(0.0, seconds));
         metrics.running.set(number(work.running));
         metrics.ready.set(number(work.ready));
         metrics.waiting.set(number(work.waiting));
         metrics.spool_items.set(number(stats.items));
         metrics.spool_bytes.set(number(stats.bytes));
         metrics.spool_backlog.set(number(stats.backlog));
-        metrics.spool_dropped.set(number(stats.dropped_chunks));
-        metrics.spool_dropped_bytes.set(number(stats.dropped_bytes));
-        metrics.spool_dropped_records.set(number(stats.dropped_records));
-        metrics.spool_age.set(stats.oldest.map_or(0, seconds));
+        metrics.spool_limit.set(number(self.spool_limit));
+        // They only grow; the spool itself counts them.
+        metrics.spool_dropped.inner().store(stats.dropped_chunks, Ordering::Relaxed);
+        metrics.spool_dropped_bytes.inner().store(stats.dropped_bytes, Ordering::Relaxed);
+        metrics.spool_dropped_records.inner().store(stats.dropped_records, Ordering::Relaxed);
+        metrics.spool_age.set(stats.oldest.map_or(0.0, seconds));
         metrics.state_pending.set(self.state.pending() as i64);
-        metrics.state_flush_ms.set(number(work.flush_ms));
+        metrics.state_flush.set(millis(work.flush_ms));
         metrics.drained.set(i64::from(self.progress.figures().queue.held));
         metrics.disk_refuses.set(i64::from(self.state.refusal().borrow().is_some()));
         metrics.log_store_refuses.set(i64::from(self.delivery.failing().is_some()));
@@ -244,7 +247,7 @@ mod tests {
         assert!(problems[2].reason.contains("(860 bytes so far, the last at"), "{problems:?}");
         let metrics = Metrics::default();
         vitals.observe(&metrics, later);
-        assert_eq!((metrics.lag_max_ms.get(), metrics.log_store_refuses.get()), (12_000, 1));
-        assert!(metrics.spool_age.get() >= 19 && metrics.disk_refuses.get() == 0);
+        assert_eq!((metrics.lag_max.get(), metrics.log_store_refuses.get()), (12.0, 1));
+        assert!(metrics.spool_age.get() >= 19.0 && metrics.disk_refuses.get() == 0);
     }
 }

@@ -108,7 +108,7 @@ impl Worker {
         let survivors =
             recover(&state, &leftovers, &surviving).await.context("cannot read the journal")?;
         cgroups.clear(&survivors.iter().map(|s| s.record.run_id).collect());
-        let etcd = Etcd::connect(&config.etcd).await?;
+        let etcd = Etcd::connect(&config.etcd).await?.counted(metrics.etcd());
         let me = Identity {
             node: node.clone(),
             instance: uuid::Uuid::now_v7().to_string(),
@@ -139,11 +139,11 @@ impl Worker {
         });
         let link = MasterLink::follow(leadership);
         let sink = Arc::new(match &config.logs {
-            Some(url) => Sink::Store(
-                meepo_logstore::open_with(url, meepo_logstore::mongo::WORKER_POOL)
-                    .await
-                    .context("logs")?,
-            ),
+            Some(url) => {
+                let pool = meepo_logstore::mongo::WORKER_POOL;
+                let store = meepo_logstore::open_observed(url, pool, metrics.store()).await;
+                Sink::Store(store.context("logs")?)
+            }
             None => Sink::Master(link.clone()),
         });
         let registry = Registry::default();

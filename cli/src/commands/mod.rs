@@ -1,7 +1,9 @@
 //! What each command does.
 
 pub(crate) mod apply;
+pub(crate) mod audit;
 pub(crate) mod cron;
+pub(crate) mod doctor;
 pub(crate) mod documents;
 pub(crate) mod events;
 mod explain;
@@ -22,7 +24,7 @@ pub(crate) mod task_view;
 pub(crate) mod task_wait;
 
 use crate::{
-    args::{Cli, Command, CronCommand, JobCommand, NodeCommand},
+    args::{AuditCommand, Cli, Command, CronCommand, JobCommand, NodeCommand},
     client::Client,
     error::{CliError, CliResult, exit},
     output::Out,
@@ -67,6 +69,14 @@ pub(crate) fn dispatch(cli: Cli) -> CliResult<u8> {
         Command::Kill(args) => {
             let client = Client::new(&master)?;
             client_command(async move { runs::kill(&out, &client, args).await })
+        }
+        Command::Doctor(args) => {
+            let client = Client::new(&master)?;
+            client_command(async move { doctor::run(&out, &client, args).await })
+        }
+        Command::Audit(AuditCommand::List(args)) => {
+            let client = Client::new(&master)?;
+            client_command(async move { audit::list(&out, &client, args).await })
         }
         Command::Events(args) => {
             let client = Client::new(&master)?;

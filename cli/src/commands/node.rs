@@ -13,6 +13,7 @@ use crate::{
 use jiff::Timestamp;
 use meepo_core::{
     api::{DrainRequest, DrainState, NodeList, NodeView},
+    doctor::Severity,
     duration::HumanDuration,
     id::NodeId,
     node::Work,
@@ -229,7 +230,18 @@ fn page(out: &Out, n: &NodeView, now: Timestamp) -> String {
     put("CPUs", format!("{}{cpu}, load {:.2}", f.cpu_cores, f.load1));
     put("memory", format!("{} free of {}", text::bytes(f.mem_free), text::bytes(f.mem_total)));
     put("disk", format!("{} free of {}", text::bytes(f.disk_free), text::bytes(f.disk_total)));
-    if !n.problems.is_empty() {
+    let said = n.diagnosis.iter().filter(|f| f.severity != Severity::Ok);
+    let mut lines = String::new();
+    for f in said {
+        lines.push_str(&format!("{} {}\n", f.severity, text::one_line(&f.message)));
+        if let Some(remedy) = &f.remedy {
+            lines.push_str(&format!("  -> {}\n", text::one_line(remedy)));
+        }
+    }
+    if !lines.is_empty() {
+        page.push_str("\nwhat is wrong:\n");
+        page.push_str(&indent(&lines));
+    } else if !n.problems.is_empty() {
         page.push_str("\nproblems:\n");
         let mut table = Table::new(out, &["WHERE", "WHAT"]);
         for p in &n.problems {

@@ -9,6 +9,11 @@ pub use error::CoordError;
 use error::{is_away, never_arrived};
 use etcd_client::{Client, ConnectOptions, KeyValue, KvClient, WatchClient};
 use meepo_core::breaker::{Breaker, State};
+use meepo_runtime::metrics::Calls;
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family},
+};
 use std::{
     future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -68,6 +73,23 @@ pub enum Cas {
     Conflict(Option<Entry>),
 }
 
+/// What is counted of the calls to etcd. Cloning is cheap and counts in the same place.
+#[derive(Debug, Clone, Default)]
+pub struct Stats {
+    /// Calls with one answer.
+    pub calls: Calls,
+    /// Watches that were opened again, by [`Restart`].
+    pub restarts: Family<Restart, Counter>,
+}
+
+/// Label of a watch that was opened again.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Restart {
+    /// `broken`: it goes on where it stood. `compacted`: etcd has forgotten that place, and
+    /// everything is listed anew.
+    pub reason: &'static str,
+}
+
 /// The process's one connection to etcd. Cloning is cheap.
 #[derive(Clone)]
 pub struct Etcd {
@@ -75,6 +97,7 @@ pub struct Etcd {
     breaker: Arc<Mutex<Breaker>>,
     /// Somebody waits for the answer of a request.
     requests: bool,
+    stats: Stats,
 }
 
 impl Etcd {
@@ -96,7 +119,17 @@ impl Etcd {
             .await
             .map_err(|e| CoordError::new("connect to", &endpoints.join(","), e))?;
         let breaker = Arc::new(Mutex::new(Breaker::new(BREAKER_CAP)));
-        Ok(Self { client, breaker, requests: false })
+        Ok(Self { client, breaker, requests: false, stats: Stats::default() })
+    }
+
+    /// The same connection, counted there.
+    pub fn counted(self, stats: Stats) -> Self {
+        Self { stats, ..self }
+    }
+
+    /// A watch is opened again.
+    pub(crate) fn restarted(&self, reason: &'static str) {
+        self.stats.restarts.get_or_create(&Restart { reason }).inc();
     }
 
     /// The same connection for those who serve requests: calls are given up after
@@ -155,10 +188,12 @@ impl Etcd {
             }
             call().await
         };
+        let begun = Instant::now();
         let result = match tokio::time::timeout(waited, tries).await {
             Ok(result) => result.map_err(|e| CoordError::new(op, key, e)),
             Err(_) => Err(CoordError::Timeout { op, key: key.to_owned(), waited }),
         };
+        self.stats.calls.observe(op, begun.elapsed(), result.is_ok());
         let away = match &result {
             Err(CoordError::Timeout { .. }) => true,
             Err(CoordError::Etcd { source, .. }) => is_away(source),
@@ -182,7 +217,7 @@ fn dice() -> u16 {
 }
 
 /// Whether a URL (or host and port) can lead anywhere.
-fn is_endpoint(endpoint: &str) -> bool {
+pub(crate) fn is_endpoint(endpoint: &str) -> bool {
     let rest = match endpoint.split_once("://") {
         Some(("http" | "https", rest)) => rest,
         Some(_) => return false,

@@ -13,6 +13,7 @@ use etcd_client::{WatchOptions, WatchStream};
 /// A range of keys as it changes.
 pub struct History {
     stream: WatchStream,
+    etcd: Etcd,
 }
 
 /// What a [`History`] tells.
@@ -48,7 +49,7 @@ impl Etcd {
             async move { client.watch(key, Some(options)).await }
         };
         let stream = self.call("watch", range.0, open).await?;
-        Ok(History { stream })
+        Ok(History { stream, etcd: self.clone() })
     }
 
     /// The newest revision there is, confirmed by a quorum.
@@ -61,6 +62,16 @@ impl Etcd {
 impl History {
     /// What comes next. Cancel safe.
     pub async fn next(&mut self) -> Result<Step, Ended> {
+        let step = self.step().await;
+        match &step {
+            Ok(_) => {}
+            Err(Ended::Compacted(_)) => self.etcd.restarted("compacted"),
+            Err(Ended::Broken(_)) => self.etcd.restarted("broken"),
+        }
+        step
+    }
+
+    async fn step(&mut self) -> Result<Step, Ended> {
         loop {
             let response = match self.stream.message().await {
                 Ok(Some(response)) => response,

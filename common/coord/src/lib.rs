@@ -16,6 +16,7 @@ pub mod keys;
 pub mod lease;
 pub mod lock;
 pub mod records;
+pub mod survey;
 pub mod watch;
 
-pub use etcd::{CoordError, Entry, Etcd};
+pub use etcd::{CoordError, Entry, Etcd, Restart, Stats};

@@ -126,10 +126,12 @@ impl Watch {
                     next.clear();
                 }
                 End::Compacted => {
+                    self.etcd.restarted("compacted");
                     info!(prefixes = ?self.prefixes, "watch was compacted, listing anew");
                     next.clear();
                 }
                 End::Broken(reason) => {
+                    self.etcd.restarted("broken");
                     let wait = backoff.next_wait();
                     info!(reason, ?wait, prefixes = ?self.prefixes, "watch broke, will resume");
                     tokio::time::sleep(wait).await;

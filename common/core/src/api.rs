@@ -5,6 +5,7 @@
 
 use crate::{
     code::Code,
+    doctor::Finding,
     duration::HumanDuration,
     error::Invalid,
     id::{Name, NodeId, RunId},
@@ -392,6 +393,17 @@ pub struct NodeView {
     /// How its worker got on when it last wrote its health record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub work: Option<Work>,
+    /// Since when it is offline, UTC; absent where this master has not seen it go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = "date-time"))]
+    pub offline_since: Option<Timestamp>,
+    /// How much its clock is ahead of the leading master's, in milliseconds; the way of the
+    /// heartbeat there is in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_skew_ms: Option<i64>,
+    /// What is to be said of it, the gravest first. Only where one node is asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub diagnosis: Vec<Finding>,
 }
 
 /// A node that takes nothing new.

@@ -161,6 +161,10 @@ pub struct Live {
     pub disk_free: u64,
     /// Runs that have begun and not ended, synchronous commands among them.
     pub running: u64,
+    /// How much the worker's clock was ahead of that of whoever took the heartbeat, in
+    /// milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_skew_ms: Option<i64>,
 }
 
 /// How a worker gets on with its work.
@@ -190,6 +194,8 @@ pub struct Work {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = "date-time"))]
     pub spool_oldest: Option<Timestamp>,
+    /// Bytes of output that the spool has dropped since the worker started.
+    pub spool_dropped_bytes: u64,
     /// How long the last flush of the journal took, in milliseconds.
     pub flush_ms: u64,
 }

@@ -1,6 +1,9 @@
 //! The interface of every store.
 
-use crate::{AuditPage, AuditQuery, LogItem, Retention, RunPage, RunQuery, StoreError, Swept, TallyRow, TaskQuery};
+use crate::{
+    AuditPage, AuditQuery, LogItem, Retention, RunPage, RunQuery, StoreError, Swept, TallyRow,
+    TaskQuery,
+};
 use async_trait::async_trait;
 use jiff::Timestamp;
 use meepo_core::{

@@ -37,6 +37,7 @@ fn heartbeat(live: Live) -> pb::Heartbeat {
         disk_total: live.disk_total,
         disk_free: live.disk_free,
         running_total: live.running,
+        at_ms: live.clock_skew_ms.map_or(0, |skew| live.at.as_millisecond() + skew),
         ..Default::default()
     }
 }

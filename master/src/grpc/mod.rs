@@ -1,6 +1,8 @@
 //! The gRPC server: the public services, those for workers, health and reflection.
 
+mod audit;
 pub mod convert;
+mod doctor;
 mod events;
 mod history;
 mod intake;
@@ -9,20 +11,27 @@ mod public;
 mod tasks;
 mod workers;
 
-use crate::{limits, ops::Ops};
-use axum::middleware;
+use crate::{audit::Asked, metrics::Call, ops::Ops};
+use axum::{
+    extract::{Request, State},
+    middleware::{self, Next},
+    response::Response,
+};
 use intake::Intake;
 use meepo_proto::{
     internal::{masters_server::MastersServer, workers_server::WorkersServer},
     v1::{
-        cron_server::CronServer, events_server::EventsServer, exec_server::ExecServer,
-        jobs_server::JobsServer, nodes_server::NodesServer, runs_server::RunsServer,
-        tasks_server::TasksServer,
+        audit_server::AuditServer, cron_server::CronServer, doctor_server::DoctorServer,
+        events_server::EventsServer, exec_server::ExecServer, jobs_server::JobsServer,
+        nodes_server::NodesServer, runs_server::RunsServer, tasks_server::TasksServer,
     },
 };
+use prost::Message;
+use std::{collections::BTreeSet, sync::LazyLock};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::{
+    Status,
     service::Routes,
     transport::{Server, server::TcpIncoming},
 };
@@ -47,7 +56,7 @@ pub async fn serve(listener: TcpListener, ops: Ops, stop: CancellationToken) -> 
         .register_encoded_file_descriptor_set(meepo_proto::DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1alpha()?;
-    let limits = ops.limits.clone();
+    let around_ops = ops.clone();
     let public = public::Public { ops: ops.clone() };
     macro_rules! limited {
         ($server:ident) => {
@@ -73,11 +82,13 @@ pub async fn serve(listener: TcpListener, ops: Ops, stop: CancellationToken) -> 
         .add_service(limited!(ExecServer))
         .add_service(limited!(CronServer))
         .add_service(limited!(EventsServer))
+        .add_service(limited!(AuditServer))
+        .add_service(limited!(DoctorServer))
         .add_service(limited!(TasksServer))
         .add_service(workers)
         .add_service(masters)
         .into_axum_router()
-        .layer(middleware::from_fn_with_state(limits, limits::grpc));
+        .layer(middleware::from_fn_with_state(around_ops, around));
     Server::builder()
         .http2_keepalive_interval(Some(std::time::Duration::from_secs(5)))
         .http2_keepalive_timeout(Some(std::time::Duration::from_secs(5)))
@@ -85,4 +96,32 @@ pub async fn serve(listener: TcpListener, ops: Ops, stop: CancellationToken) -> 
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
         .await?;
     Ok(())
+}
+
+/// Every method there is, as `meepo.v1.Jobs/Apply`.
+static METHODS: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
+    let set = prost_types::FileDescriptorSet::decode(meepo_proto::DESCRIPTORS).unwrap_or_default();
+    let mut methods = BTreeSet::new();
+    for file in &set.file {
+        for service in &file.service {
+            let name = |method: &str| format!("{}.{}/{method}", file.package(), service.name());
+            methods.extend(service.method.iter().map(|m| name(m.name())));
+        }
+    }
+    methods
+});
+
+/// What happens to every call: limits, counters, the audit.
+async fn around(State(ops): State<Ops>, request: Request, next: Next) -> Response {
+    // Anybody can make up methods; labels must stay few.
+    let method = METHODS.get(request.uri().path().trim_start_matches('/'));
+    let method = method.map_or("other", String::as_str).to_owned();
+    let refuse = |e| Status::from(e).into_http();
+    let asked = Asked::grpc(&request);
+    let response = ops.audit.around(asked, ops.limits.serve(request, next, refuse)).await;
+    // A stream that breaks off later has begun well.
+    let status = Status::from_header_map(response.headers());
+    let code = format!("{:?}", status.map_or(tonic::Code::Ok, |s| s.code()));
+    ops.metrics.grpc.get_or_create(&Call { method, code }).inc();
+    response
 }

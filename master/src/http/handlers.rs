@@ -46,6 +46,7 @@ pub(super) async fn healthz() -> &'static str {
 #[utoipa::path(get, path = "/metrics", tag = "meepo", responses((status = 200)))]
 pub(super) async fn metrics(State(app): State<App>) -> impl IntoResponse {
     app.ops.count_breakers();
+    app.ops.metrics.observe(&app.ops.view, &app.ops.board);
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], app.ops.metrics.exposition.text())
 }
 

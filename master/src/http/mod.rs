@@ -1,6 +1,8 @@
 //! The HTTP API: REST under `/v1`, plus health, metrics and the OpenAPI document.
 
+mod audit;
 mod browser;
+mod doctor;
 mod events;
 mod extract;
 mod handlers;
@@ -15,16 +17,22 @@ mod tasks;
 
 pub use openapi::document;
 
-use crate::{error::ApiError, metrics::Request as RequestLabels, ops::Ops};
+use crate::{
+    audit::{Asked, Peer},
+    error::ApiError,
+    metrics::Request as RequestLabels,
+    ops::Ops,
+};
 use axum::{
     Router,
-    extract::{DefaultBodyLimit, Request, State},
+    extract::{DefaultBodyLimit, MatchedPath, Request, State, connect_info::Connected},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, patch, post},
+    serve::IncomingStream,
 };
 use meepo_core::code::Code;
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -52,7 +60,7 @@ pub async fn serve(
     let openapi = document().to_pretty_json()?.into();
     let advertise = advertise.map(Into::into);
     let app = App { ops, stop: stop.clone(), openapi, advertise };
-    let service = router(app);
+    let service = router(app).into_make_service_with_connect_info::<Peer>();
     axum::serve(NoDelay(listener), service).with_graceful_shutdown(stop.cancelled_owned()).await?;
     Ok(())
 }
@@ -89,6 +97,8 @@ fn router(app: App) -> Router {
         .route("/v1/tasks/{id}", get(tasks::get_task))
         .route("/v1/tasks/{id}/events", get(tasks::task_events))
         .route("/v1/tasks/{id}/{verb}", post(tasks::act_on_task))
+        .route("/v1/doctor", get(doctor::doctor))
+        .route("/v1/audit", get(audit::list_audit))
         .route("/v1/cron/next", get(h::cron_next))
         .route("/v1/events", get(events::events))
         .fallback(unknown_path)
@@ -110,19 +120,24 @@ async fn unknown_method(request: Request) -> ApiError {
     ApiError::new(Code::METHOD, message)
 }
 
-/// What happens to every request: refusals, limits, counters.
+/// What happens to every request: refusals, limits, counters, the audit.
 async fn around(State(app): State<App>, request: Request, next: Next) -> Response {
-    // Anybody can make up methods; labels must stay few.
-    let method = match request.method().as_str() {
-        known @ ("GET" | "PUT" | "POST" | "PATCH" | "DELETE" | "HEAD") => known.to_owned(),
-        _ => "other".to_owned(),
+    let begun = Instant::now();
+    // Anybody can make up methods and paths; labels must stay few.
+    let known = ["GET", "PUT", "POST", "PATCH", "DELETE", "HEAD"];
+    let method = known.into_iter().find(|m| *m == request.method().as_str()).unwrap_or("other");
+    let route = request.extensions().get::<MatchedPath>();
+    let route = route.map_or("other", MatchedPath::as_str).to_owned();
+    let asked = Asked::http(&request);
+    let serve = async {
+        match browser::refuse(&app, &request) {
+            Ok(()) => app.ops.limits.serve(request, next, ApiError::into_response).await,
+            Err(e) => e.into_response(),
+        }
     };
-    let response = match browser::refuse(&app, &request) {
-        Ok(()) => app.ops.limits.serve(request, next, ApiError::into_response).await,
-        Err(e) => e.into_response(),
-    };
-    let status = response.status().as_u16().into();
-    app.ops.metrics.requests.get_or_create(&RequestLabels { method, status }).inc();
+    let response = app.ops.audit.around(asked, serve).await;
+    let labels = RequestLabels { method, route, status: response.status().as_u16() };
+    app.ops.metrics.http_duration.get_or_create(&labels).observe(begun.elapsed());
     response
 }
 
@@ -142,5 +157,11 @@ impl axum::serve::Listener for NoDelay {
 
     fn local_addr(&self) -> std::io::Result<Self::Addr> {
         self.0.local_addr()
+    }
+}
+
+impl Connected<IncomingStream<'_, NoDelay>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, NoDelay>) -> Self {
+        Self(*stream.remote_addr())
     }
 }

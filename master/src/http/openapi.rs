@@ -47,6 +47,8 @@ use utoipa::OpenApi;
         t::task_events,
         t::act_on_task,
         super::events::events,
+        super::audit::list_audit,
+        super::doctor::doctor,
     )
 )]
 struct Document;

@@ -6,6 +6,7 @@ use super::{
     live::{LiveNodes, overlay},
 };
 use crate::{
+    audit,
     error::{ApiError, ApiResult},
     sessions::{Event, Subscription},
 };
@@ -56,6 +57,22 @@ pub enum ExecItem {
     Chosen(Vec<String>),
     /// The request broke off.
     Error(ApiError),
+}
+
+/// What a request is about, for the audit.
+pub(super) fn note(hosts: &[String], request: &ExecStreamRequest) {
+    match hosts {
+        [] => audit::object_at_first("target", &request.target),
+        [one] => audit::object_at_first("node", one),
+        several => audit::object_at_first("hosts", several.join(",")),
+    }
+    audit::detail("cmd", &request.cmd);
+    audit::detail("executor", &request.executor);
+    for (key, value) in [("user", &request.user), ("probe", &request.probe)] {
+        if let Some(value) = value {
+            audit::detail(key, value);
+        }
+    }
 }
 
 /// A host with where it leads.

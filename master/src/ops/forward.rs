@@ -3,6 +3,7 @@
 
 use super::{
     ExecItem, FollowItem, Host, LiveNodes, Ops,
+    exec::note,
     leader::{broken, unknown_outcome},
 };
 use crate::{
@@ -36,6 +37,7 @@ impl Ops {
         hosts: Vec<String>,
         request: &ExecStreamRequest,
     ) -> ApiResult<mpsc::Receiver<ExecItem>> {
+        note(&hosts, request);
         if self.term().is_some() {
             return self.exec(hosts, request);
         }

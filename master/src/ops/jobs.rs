@@ -1,7 +1,10 @@
 //! Definitions, and jobs that were put into etcd by hand.
 
 use super::Ops;
-use crate::error::{ApiError, ApiResult};
+use crate::{
+    audit,
+    error::{ApiError, ApiResult},
+};
 use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp};
 use jiff::Timestamp;
 use meepo_coord::{
@@ -47,6 +50,7 @@ impl Ops {
 
     /// Follows the schedule, or does not.
     pub async fn set_status(&self, name: &Name, status: JobStatus) -> ApiResult<Applied> {
+        audit::object("job", name);
         let changed = self.change(name, |old| Ok(old.map(|spec| JobSpec { status, ..spec }))).await;
         match changed {
             Err(e) if e.0.code == Code::NOT_FOUND => self.set_status_by_hand(name, status).await,

@@ -1,7 +1,10 @@
 //! Labels set by the API.
 
 use super::Ops;
-use crate::error::{ApiError, ApiResult};
+use crate::{
+    audit,
+    error::{ApiError, ApiResult},
+};
 use meepo_coord::{
     etcd::Cas,
     keys,
@@ -21,6 +24,10 @@ const TRIES: usize = 8;
 impl Ops {
     /// Sets labels of a node and takes them away. Placement follows.
     pub async fn label_node(&self, id: &NodeId, change: &LabelsRequest) -> ApiResult<NodeView> {
+        audit::object("node", id);
+        for (key, value) in &change.labels {
+            audit::detail(&format!("label {key}"), value.as_deref().unwrap_or("(taken away)"));
+        }
         let key = keys::labels(id);
         for _ in 0..TRIES {
             let node = self.get_node(id).await?;

@@ -87,7 +87,7 @@ impl LeaderLink {
     }
 
     /// How the breaker stands.
-    pub(super) fn breaker(&self) -> State {
+    pub(crate) fn breaker(&self) -> State {
         self.lock().as_ref().map_or(State::Closed, |l| l.breaker.state(Instant::now()))
     }
 

@@ -25,7 +25,7 @@ impl Ops {
     }
 
     /// The same, wherever the leader is.
-    pub(super) async fn live(&self, nodes: &[NodeId]) -> ApiResult<LiveNodes> {
+    pub(crate) async fn live(&self, nodes: &[NodeId]) -> ApiResult<LiveNodes> {
         match self.term() {
             Some(_) => self.live_here(nodes),
             None => self.live_at_leader(nodes).await,

@@ -17,6 +17,7 @@ mod tasks;
 mod tree;
 mod trigger;
 
+pub(crate) use exec::describe;
 pub use exec::{DEFAULT_TIMEOUT, ExecItem, Host};
 pub use follow::{Feeds, FollowItem};
 pub use forward::FORWARDED;
@@ -26,6 +27,7 @@ pub use live::LiveNodes;
 pub use tasks::{KeyLease, Submitted, TaskFilter};
 
 use crate::{
+    audit::Audit,
     events::Events,
     limits::Limits,
     metrics::{Dependency, Metrics},
@@ -66,6 +68,8 @@ pub struct Ops {
     pub leader: Arc<LeaderLink>,
     /// How much is served at once.
     pub limits: Limits,
+    /// Who did what.
+    pub audit: Audit,
     /// Counters.
     pub metrics: Arc<Metrics>,
 }

@@ -5,6 +5,7 @@ use super::{
     live::{LiveNodes, overlay},
 };
 use crate::{
+    audit,
     error::{ApiError, ApiResult},
     view::Data,
 };
@@ -50,7 +51,10 @@ impl Ops {
             Some(target) => target.select(nodes.values()),
             None => nodes.values().collect(),
         };
-        let views = meant.into_iter().map(|node| node_view(node, &data, live.as_ref()));
+        let views = meant.into_iter().map(|node| NodeView {
+            offline_since: self.gone(node),
+            ..node_view(node, &data, live.as_ref())
+        });
         Ok(NodeList { nodes: views.collect(), stale })
     }
 
@@ -64,7 +68,12 @@ impl Ops {
         let mut nodes = data.all_nodes_now();
         overlay(&mut nodes, live.as_ref().unwrap_or(&LiveNodes::new()));
         match nodes.get(id) {
-            Some(node) => Ok(node_view(node, &data, live.as_ref())),
+            Some(node) => {
+                let offline_since = self.gone(node);
+                let mut view = NodeView { offline_since, ..node_view(node, &data, live.as_ref()) };
+                view.diagnosis = self.doctor_node(&view);
+                Ok(view)
+            }
             None => Err(ApiError::not_found("node", id)),
         }
     }
@@ -72,6 +81,10 @@ impl Ops {
     /// Asks a node to take nothing new, also after restarts, until [`Ops::undrain_node`].
     /// Asked again, the drain goes on and the new deadline counts.
     pub async fn drain_node(&self, id: &NodeId, request: &DrainRequest) -> ApiResult<NodeView> {
+        audit::object("node", id);
+        if let Some(deadline) = request.deadline {
+            audit::detail("deadline", deadline);
+        }
         self.get_node(id).await?;
         let now = to_millis(Timestamp::now());
         let deadline = request.deadline.and_then(|d| {
@@ -97,12 +110,18 @@ impl Ops {
 
     /// Lets a node take work again; it may do so already.
     pub async fn undrain_node(&self, id: &NodeId) -> ApiResult<NodeView> {
+        audit::object("node", id);
         let node = self.get_node(id).await;
         // A node that is gone for good may still have the key.
         if self.etcd.delete(&keys::drain(id)).await? {
             info!(node = %id, "a node takes work again");
         }
         node.map(|node| NodeView { drain: None, ..node })
+    }
+
+    /// Since when a node is offline, where this master has seen it go.
+    fn gone(&self, node: &NodeInfo) -> Option<Timestamp> {
+        self.view.offline_since(&node.id).filter(|_| !node.online).map(to_millis)
     }
 
     /// Nodes as targets see them, as etcd has them now. The view may lag: it is fed by
@@ -142,6 +161,9 @@ fn node_view(node: &NodeInfo, data: &Data, live: Option<&LiveNodes>) -> NodeView
         problems: health.map(|h| h.problems.clone()).unwrap_or_default(),
         drain: drain_view(health, data.drains.get(id)),
         work: health.and_then(|h| h.work.clone()),
+        offline_since: None,
+        clock_skew_ms: beat.and_then(|b| b.clock_skew_ms),
+        diagnosis: Vec::new(),
     }
 }
 

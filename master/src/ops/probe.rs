@@ -3,7 +3,7 @@
 
 use super::{
     ExecItem, Ops,
-    exec::{BACKLOG, check},
+    exec::{BACKLOG, check, note},
 };
 use crate::error::{ApiError, ApiResult};
 use meepo_core::{
@@ -28,6 +28,7 @@ impl Ops {
         hosts: Vec<String>,
         request: &ExecStreamRequest,
     ) -> ApiResult<mpsc::Receiver<ExecItem>> {
+        note(&hosts, request);
         let (target, limit) = match hosts.is_empty() {
             true => {
                 let target = Target::parse(&request.target)?;

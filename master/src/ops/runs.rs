@@ -1,7 +1,10 @@
 //! Runs that were and runs that are.
 
 use super::{Ops, follow::is_fresh};
-use crate::error::{ApiError, ApiResult};
+use crate::{
+    audit,
+    error::{ApiError, ApiResult},
+};
 use jiff::Timestamp;
 use meepo_coord::{
     keys,
@@ -9,11 +12,12 @@ use meepo_coord::{
 };
 use meepo_core::{
     api::{RunList, RunRef},
+    audit::AuditList,
     code::Code,
     id::{NodeId, RunId},
     run::{OutputChunk, RunRecord},
 };
-use meepo_logstore::RunQuery;
+use meepo_logstore::{AuditQuery, RunQuery};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -27,6 +31,12 @@ impl Ops {
     pub async fn list_runs(&self, query: &RunQuery) -> ApiResult<RunList> {
         let page = self.store.list_runs(query).await?;
         Ok(RunList { runs: page.runs, next: page.next })
+    }
+
+    /// Who did what, newest first.
+    pub async fn list_audit(&self, query: &AuditQuery) -> ApiResult<AuditList> {
+        let page = self.store.list_audit(query).await?;
+        Ok(AuditList { records: page.records, next: page.next })
     }
 
     /// One run.
@@ -52,6 +62,7 @@ impl Ops {
     /// Asks for the end of a run. Kept in etcd until the worker takes it, a minute at
     /// most.
     pub async fn kill(&self, run_id: RunId) -> ApiResult<RunRef> {
+        audit::object("run", run_id);
         let deadline = Instant::now() + KILL_PATIENCE;
         let node = loop {
             match self.active_at(run_id).await? {
@@ -63,6 +74,7 @@ impl Ops {
                 None => return Err(ApiError::not_found("run", run_id)),
             }
         };
+        audit::detail("node", &node);
         let record = KillRecord { requested_at: Timestamp::now(), extra: Default::default() };
         let lease = self.etcd.grant(KILL_TTL).await?;
         self.etcd.put(&keys::kill(&node, run_id), encode(&record), Some(lease)).await?;

@@ -2,6 +2,7 @@
 
 use super::{Ops, job_list::counts_below, jobs::not_over, trigger::Places};
 use crate::{
+    audit,
     error::{ApiError, ApiResult},
     view::Data,
 };
@@ -35,6 +36,15 @@ impl Ops {
     pub async fn apply(&self, document: impl Into<JobDocument>) -> ApiResult<Applied> {
         let document = document.into();
         let (name, path) = (&document.name, &document.tree);
+        audit::object("job", name);
+        if !path.is_root() {
+            audit::detail("tree", path);
+        }
+        for field in ["cmd", "schedule", "target", "user", "status"] {
+            if let Some(text) = document.fields.get(field).and_then(|v| v.as_str()) {
+                audit::detail(field, text);
+            }
+        }
         let mut all = self.definitions(name).await?;
         let before = all.resolve(path).ok();
         all.0.insert(path.clone(), document.definition());
@@ -73,6 +83,10 @@ impl Ops {
 
     /// Deletes the definition at a path; those below must make a job without it.
     pub async fn delete_job(&self, name: &Name, path: &TreePath) -> ApiResult<Applied> {
+        audit::object("job", name);
+        if !path.is_root() {
+            audit::detail("tree", path);
+        }
         let mut all = self.definitions(name).await?;
         let there = all.0.remove(path).is_some();
         let nothing = all.0.is_empty() && path.is_root();

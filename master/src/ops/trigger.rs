@@ -1,7 +1,10 @@
 //! Runs of jobs on request.
 
 use super::{Ops, job_view::id_of};
-use crate::error::{ApiError, ApiResult};
+use crate::{
+    audit,
+    error::{ApiError, ApiResult},
+};
 use etcd_client::{PutOptions, Txn, TxnOp};
 use jiff::{SignedDuration, Timestamp};
 use meepo_coord::{
@@ -41,6 +44,16 @@ pub(super) type Places = (Placement, Vec<(NodeId, Assignment)>);
 impl Ops {
     /// Runs a job now. Accepted means kept by etcd's quorum.
     pub async fn trigger(&self, name: &Name, request: &TriggerRequest) -> ApiResult<Triggered> {
+        audit::object("job", name);
+        if let Some(target) = &request.target {
+            audit::detail("target", target);
+        }
+        if let Some(delay) = request.delay {
+            audit::detail("delay", delay);
+        }
+        if let Some(at) = request.at {
+            audit::detail("at", at);
+        }
         let only = request.target.as_deref().map(Target::parse).transpose()?;
         let nodes = self.nodes_now().await?;
         let plans = self.trigger_plans(name, &nodes).await?;
@@ -109,6 +122,10 @@ impl Ops {
                 return Err(ApiError::new(Code::UNKNOWN_OUTCOME, Code::UNKNOWN_OUTCOME.meaning()));
             }
         }
+        if let [run] = runs.as_slice() {
+            audit::detail("run", run.run_id);
+        }
+        audit::detail("runs", runs.len());
         info!(job = %name, runs = runs.len(), "triggered");
         Ok(Triggered { runs })
     }

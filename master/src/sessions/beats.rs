@@ -40,6 +40,7 @@ pub fn live_from(beat: &pb::Heartbeat, at: Timestamp) -> Live {
         disk_total: beat.disk_total,
         disk_free: beat.disk_free,
         running: beat.running_total,
+        clock_skew_ms: (beat.at_ms != 0).then(|| beat.at_ms - at.as_millisecond()),
     }
 }
 

@@ -54,6 +54,8 @@ impl Agent {
         if let Some(last) = last {
             let late = now.duration_since(last) - delay;
             self.outlets.progress.looked(late);
+            self.engine.metrics.lag.observe(late.unsigned_abs());
+            self.engine.metrics.fires.inc_by(found.run.len() as u64);
             if let Some(tell) = self.outlets.late {
                 tell(late);
             }

@@ -5,6 +5,7 @@ use crate::{
     facts::{self, CpuMeter, Moment},
     vitals::Vitals,
 };
+use jiff::Timestamp;
 use meepo_core::id::RunId;
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -70,6 +71,7 @@ impl Pulse {
             waiting: queue.waiting,
             digest: held.map(|h| h.digest.to_string()).unwrap_or_default(),
             revision: held.map_or(0, |h| h.revision),
+            at_ms: Timestamp::now().as_millisecond(),
         }
     }
 }

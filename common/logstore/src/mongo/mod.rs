@@ -25,9 +25,8 @@ mod write;
 mod tests;
 
 use crate::{
-    AuditPage, AuditQuery, Observer,
-    LogItem, LogStore, Retention, RunPage, RunQuery, StoreError, Swept, TallyRow, TaskQuery, items,
-    query, tasks::Row as TaskRow, url,
+    AuditPage, AuditQuery, LogItem, LogStore, Observer, Retention, RunPage, RunQuery, StoreError,
+    Swept, TallyRow, TaskQuery, items, query, tasks::Row as TaskRow, url,
 };
 use async_trait::async_trait;
 use error::Context;

@@ -19,9 +19,8 @@ mod write;
 mod tests;
 
 use crate::{
-    AuditPage, AuditQuery, Observer,
-    LogItem, LogStore, Retention, RunPage, RunQuery, StoreError, Swept, TallyRow, TaskQuery, items,
-    query, tasks::Row as TaskRow,
+    AuditPage, AuditQuery, LogItem, LogStore, Observer, Retention, RunPage, RunQuery, StoreError,
+    Swept, TallyRow, TaskQuery, items, query, tasks::Row as TaskRow,
 };
 use async_trait::async_trait;
 use error::Context;

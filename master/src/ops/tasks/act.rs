@@ -4,6 +4,7 @@
 
 use super::read::Found;
 use crate::{
+    audit,
     error::{ApiError, ApiResult},
     ops::Ops,
     tasks::transaction,
@@ -49,6 +50,8 @@ impl Ops {
         verb: Verb,
         request: &ActRequest,
     ) -> ApiResult<TaskActed> {
+        audit::object("task", what);
+        audit::operation(format_args!("task.{verb}"));
         let id = what.task();
         let found = match self.find_task(id).await? {
             Some(found) => found,

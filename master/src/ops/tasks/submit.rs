@@ -1,6 +1,7 @@
 //! Taking tasks.
 
 use crate::{
+    audit,
     error::{ApiError, ApiResult},
     ops::{Ops, live::overlay},
     view::Data,
@@ -103,10 +104,42 @@ pub struct Submitted {
     pub new: bool,
 }
 
+/// What a request is about, for the audit.
+fn note(request: &TaskRequest) {
+    let details = [
+        ("queue", request.queue.as_ref().map(ToString::to_string)),
+        ("target", request.target.clone()),
+        ("name", request.name.clone()),
+        ("key", request.key.as_ref().map(ToString::to_string)),
+        ("cmd", Some(request.command.cmd.clone()).filter(|cmd| !cmd.is_empty())),
+        ("user", request.command.user.clone()),
+        ("hosts", (!request.hosts.is_empty()).then(|| request.hosts.len().to_string())),
+        ("commands", (!request.commands.is_empty()).then(|| request.commands.len().to_string())),
+    ];
+    for (key, value) in details {
+        if let Some(value) = value {
+            audit::detail(key, value);
+        }
+    }
+    // Where it is refused there is no task to name.
+    match (&request.queue, &request.target) {
+        (Some(queue), _) => audit::object("queue", queue),
+        (None, Some(target)) => audit::object("target", target),
+        (None, None) => {}
+    }
+}
+
 impl Ops {
     /// Takes a task. Accepted means: it and its idempotency key are kept by etcd's quorum,
     /// and with it its parts, whose ids follow from it.
     pub async fn submit_task(&self, request: &TaskRequest) -> ApiResult<Submitted> {
+        note(request);
+        let submitted = self.take_task(request).await?;
+        audit::object("task", submitted.task.id);
+        Ok(submitted)
+    }
+
+    async fn take_task(&self, request: &TaskRequest) -> ApiResult<Submitted> {
         request.validate()?;
         if let Some(key) = &request.key
             && let Some(known) = self.known_task(key, request).await?
