@@ -53,6 +53,7 @@ async fn sweep(store: &dyn LogStore, retention: &Retention, metrics: &Metrics) {
                 all.runs += step.runs;
                 all.chunks += step.chunks;
                 all.tasks += step.tasks;
+                all.audit += step.audit;
                 if !step.more {
                     break;
                 }
@@ -68,12 +69,19 @@ async fn sweep(store: &dyn LogStore, retention: &Retention, metrics: &Metrics) {
         tokio::time::sleep(started.elapsed()).await;
     }
     if all != Swept::default() {
-        info!(runs = all.runs, output = all.chunks, tasks = all.tasks, "removed what is old");
+        let Swept { runs, chunks: output, tasks, audit, .. } = all;
+        info!(runs, output, tasks, audit, "removed what is old");
     }
 }
 
 fn count(metrics: &Metrics, step: &Swept) {
-    for (what, n) in [("runs", step.runs), ("output", step.chunks), ("tasks", step.tasks)] {
+    let all = [
+        ("runs", step.runs),
+        ("output", step.chunks),
+        ("tasks", step.tasks),
+        ("audit", step.audit),
+    ];
+    for (what, n) in all {
         if n > 0 {
             metrics.swept.get_or_create(&Label { what: what.into() }).inc_by(n);
         }

@@ -84,12 +84,14 @@ pub enum Class {
     Output,
     /// Tasks that are over.
     Tasks,
+    /// The audit.
+    Audit,
 }
 
 impl Class {
     /// Every class.
-    pub const ALL: [Class; 5] =
-        [Self::Success, Self::Failed, Self::Missed, Self::Output, Self::Tasks];
+    pub const ALL: [Class; 6] =
+        [Self::Success, Self::Failed, Self::Missed, Self::Output, Self::Tasks, Self::Audit];
 
     /// The name in settings.
     pub const fn as_str(self) -> &'static str {
@@ -99,6 +101,7 @@ impl Class {
             Self::Missed => "missed",
             Self::Output => "output",
             Self::Tasks => "tasks",
+            Self::Audit => "audit",
         }
     }
 }
@@ -108,7 +111,7 @@ impl FromStr for Class {
     fn from_str(s: &str) -> Result<Self, Invalid> {
         Self::ALL.into_iter().find(|c| c.as_str() == s).ok_or_else(|| {
             let problem = format!("{s:?} is nothing that is kept for a time of its own");
-            let expected = "success, failed, missed, output or tasks";
+            let expected = "success, failed, missed, output, tasks or audit";
             Invalid::new(Code::BAD_VALUE, "retention", problem, expected)
         })
     }
@@ -127,6 +130,8 @@ pub struct Retention {
     pub output: Keep,
     /// [`Class::Tasks`]. Default 90 days.
     pub tasks: Keep,
+    /// [`Class::Audit`]. Default 365 days.
+    pub audit: Keep,
 }
 
 impl Default for Retention {
@@ -137,6 +142,7 @@ impl Default for Retention {
             missed: Keep::days(30),
             output: Keep::days(30),
             tasks: Keep::days(90),
+            audit: Keep::days(365),
         }
     }
 }
@@ -149,6 +155,7 @@ impl Retention {
         missed: Keep::Forever,
         output: Keep::Forever,
         tasks: Keep::Forever,
+        audit: Keep::Forever,
     };
 
     /// Sets the time of a class.
@@ -159,12 +166,13 @@ impl Retention {
             Class::Missed => &mut self.missed,
             Class::Output => &mut self.output,
             Class::Tasks => &mut self.tasks,
+            Class::Audit => &mut self.audit,
         } = keep;
     }
 
     /// The shortest time; none if all is kept for ever.
     pub fn shortest(&self) -> Option<Duration> {
-        let all = [self.success, self.failed, self.missed, self.output, self.tasks];
+        let all = [self.success, self.failed, self.missed, self.output, self.tasks, self.audit];
         let times = all.into_iter().filter_map(|k| match k {
             Keep::Forever => None,
             Keep::For(time) => Some(time),
@@ -192,6 +200,8 @@ pub struct Swept {
     pub chunks: u64,
     /// Tasks.
     pub tasks: u64,
+    /// Records of the audit.
+    pub audit: u64,
     /// Whether there may be more to remove now.
     pub more: bool,
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 fn record(random: &mut Random, n: i64, actor: &str) -> AuditRecord {
     // Ids that sort by time, as those of version 7 do.
-    let time = u128::from(1_700_000_000_000 + n as u64) << 80;
+    let time = u128::from((1_700_000_000_000 + n) as u64) << 80;
     let rest = u128::from(random.number()) | (0x7 << 76) | (0b10 << 62);
     let operations = ["job.apply", "job.delete", "jobs.other", "node.drain"];
     let objects = ["job/a", "job/ab", "jobs/a", "node/10.0.0.7"];
@@ -116,6 +116,24 @@ pub async fn audit_lists(store: Arc<dyn LogStore>) {
     let bad = AuditQuery { cursor: Some("x".into()), ..Default::default() };
     let e = store.list_audit(&bad).await.unwrap_err();
     assert!(matches!(e, crate::StoreError::Refused { .. }), "{e}");
+}
+
+/// What is older than the retention says goes, and nothing else.
+pub async fn audit_is_swept(store: Arc<dyn LogStore>) {
+    let mut random = Random::new(92);
+    let old = record(&mut random, -3_600_000, "old");
+    let young = record(&mut random, 0, "young");
+    store.append_audit(&[old, young.clone()]).await.unwrap();
+    let mut retention = crate::Retention::FOREVER;
+    let minute = std::time::Duration::from_secs(60);
+    retention.set(crate::Class::Audit, crate::Keep::For(minute));
+    let now = at(1_700_000_000_000 + 30_000);
+    let swept = store.sweep(&retention, now).await.unwrap();
+    assert!(swept.audit >= 1, "{swept:?}");
+    for (actor, want) in [("old", vec![]), ("young", vec![young])] {
+        let query = AuditQuery { actor: Some(actor.into()), ..Default::default() };
+        assert_eq!(all(&store, query).await, want);
+    }
 }
 
 /// One that is handed in again, in whatever form, stays as it was first.

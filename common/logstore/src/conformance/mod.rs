@@ -19,7 +19,7 @@ mod search;
 mod tasks;
 mod together;
 
-pub use audit::{audit_lists, audit_records_do_not_change};
+pub use audit::{audit_is_swept, audit_lists, audit_records_do_not_change};
 pub use listing::{
     filters, last_runs, limits, ordering, paging_while_runs_arrive, tasks_and_many_jobs,
 };
@@ -66,6 +66,7 @@ pub async fn all(store: Arc<dyn LogStore>) {
     task_lists(store.clone()).await;
     audit_lists(store.clone()).await;
     audit_records_do_not_change(store.clone()).await;
+    audit_is_swept(store.clone()).await;
     concurrent_appends(store.clone()).await;
     large_batch(store).await;
 }

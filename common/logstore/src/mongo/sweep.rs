@@ -35,6 +35,9 @@ impl MongoStore {
         if let Some(cutoff) = retention.tasks.cutoff(now) {
             self.sweep_tasks(cutoff, &mut swept).await?;
         }
+        if let Some(cutoff) = retention.audit.cutoff(now) {
+            self.sweep_audit(cutoff, &mut swept).await?;
+        }
         Ok(swept)
     }
 
@@ -120,6 +123,18 @@ impl MongoStore {
         // One that got another state meanwhile is judged by that.
         let runs = doc! { "_id": { "$in": keys }, "state": state.as_str() };
         swept.runs += self.delete("runs", vec![runs]).await?;
+        Ok(())
+    }
+
+    /// Records of the audit: their ids sort by time.
+    async fn sweep_audit(&self, cutoff: Timestamp, swept: &mut Swept) -> Result<(), StoreError> {
+        let filter = doc! { "_id": { "$lt": docs::run_key_of(first_id_of(cutoff)) } };
+        let keys = self.keys("audit", filter, doc! { "_id": 1 }, None, RUNS).await?;
+        if keys.is_empty() {
+            return Ok(());
+        }
+        swept.more |= keys.len() as i64 == RUNS;
+        swept.audit += self.delete("audit", vec![doc! { "_id": { "$in": keys } }]).await?;
         Ok(())
     }
 

@@ -23,6 +23,9 @@ pub(super) const OLD_OUTPUT: &str = "SELECT rowid FROM output
 pub(super) const OLD_TASKS: &str = "SELECT task_id FROM tasks
     WHERE task_id < ?1 AND ended_at < ?2 ORDER BY task_id LIMIT ?3";
 
+/// Records of the audit from before an instant: their ids sort by time.
+const OLD_AUDIT: &str = "SELECT audit_id FROM audit WHERE audit_id < ?1 ORDER BY audit_id LIMIT ?2";
+
 /// One step.
 pub(super) fn step(
     conn: &mut Connection,
@@ -45,6 +48,14 @@ pub(super) fn step(
             params![first_id_of(cutoff), items::millis(cutoff), RUNS],
         )?;
         swept.tasks += gone as u64;
+        swept.more |= gone as i64 == RUNS;
+    }
+    if let Some(cutoff) = retention.audit.cutoff(now) {
+        let gone = tx.execute(
+            &format!("DELETE FROM audit WHERE audit_id IN ({OLD_AUDIT})"),
+            params![first_id_of(cutoff), RUNS],
+        )?;
+        swept.audit += gone as u64;
         swept.more |= gone as i64 == RUNS;
     }
     tx.commit()?;
