@@ -102,6 +102,7 @@ async fn with_objects() -> (Cluster, String, String) {
 async fn every_mutating_operation_of_http_leaves_one_record() {
     let (cluster, run, task) = with_objects().await;
     let api = cluster.api();
+    let (of_run, of_task) = (format!("run/{run}"), format!("task/{task}"));
     // In this order; an operation that is missing here fails the test.
     let requests = [
         ("POST /v1/jobs", "/v1/jobs".to_owned(), json!({"name": "a", "cmd": "echo a"}), "job/a"),
@@ -110,12 +111,7 @@ async fn every_mutating_operation_of_http_leaves_one_record() {
         ("POST /v1/jobs/{name}/resume", "/v1/jobs/a/resume".into(), json!({}), "job/a"),
         ("POST /v1/jobs/{name}/trigger", "/v1/jobs/a/trigger".into(), json!({}), "job/a"),
         ("DELETE /v1/jobs/{name}", "/v1/jobs/b".into(), json!({}), "job/b"),
-        (
-            "POST /v1/runs/{id}/kill",
-            format!("/v1/runs/{run}/kill"),
-            json!({}),
-            &*format!("run/{run}"),
-        ),
+        ("POST /v1/runs/{id}/kill", format!("/v1/runs/{run}/kill"), json!({}), &*of_run),
         (
             "PATCH /v1/nodes/{id}/labels",
             "/v1/nodes/127.0.0.2/labels".into(),
@@ -147,12 +143,7 @@ async fn every_mutating_operation_of_http_leaves_one_record() {
             "target/all",
         ),
         ("POST /v1/tasks", "/v1/tasks".into(), json!({"target": "all", "cmd": "true"}), "task/"),
-        (
-            "POST /v1/tasks/{id}/{verb}",
-            format!("/v1/tasks/{task}/cancel"),
-            json!({}),
-            &*format!("task/{task}"),
-        ),
+        ("POST /v1/tasks/{id}/{verb}", format!("/v1/tasks/{task}/cancel"), json!({}), &*of_task),
     ];
     let covered: BTreeSet<String> = requests.iter().map(|r| r.0.to_owned()).collect();
     assert_eq!(covered, mutating(), "an operation without a request here");
@@ -191,10 +182,15 @@ async fn every_mutating_call_of_grpc_leaves_one_record() {
     let api = cluster.api();
     let channel =
         Channel::from_shared(cluster.master(0).grpc_url()).unwrap().connect().await.unwrap();
+    use pb::{
+        ActOnTaskRequest, ApplyJobRequest, DrainRequest, ExecRequest, JobName, LabelRequest,
+        NodeName, PutTaskRequest, RunId, TriggerRequest, exec_client::ExecClient,
+        jobs_client::JobsClient, nodes_client::NodesClient, runs_client::RunsClient,
+        tasks_client::TasksClient,
+    };
     let mut covered = BTreeSet::new();
     macro_rules! call {
         ($client:ident, $method:ident, $call:literal, $message:expr) => {{
-            use meepo_proto::v1::*;
             let mut request = Request::new($message);
             request.metadata_mut().insert("meepo-user", $call.parse().unwrap());
             let answer = $client::new(channel.clone()).$method(request).await;
@@ -202,13 +198,8 @@ async fn every_mutating_call_of_grpc_leaves_one_record() {
             covered.insert($call.to_owned());
         }};
     }
-    use pb::{
-        exec_client::ExecClient, jobs_client::JobsClient, nodes_client::NodesClient,
-        runs_client::RunsClient, tasks_client::TasksClient,
-    };
     let job = || JobName { name: "a".into(), ..Default::default() };
     let node = || NodeName { id: "127.0.0.2".into() };
-    use pb::{JobName, NodeName};
     let spec = pb::JobSpec { name: "a".into(), cmd: "echo a".into(), ..Default::default() };
     call!(JobsClient, apply, "Jobs/Apply", ApplyJobRequest { job: Some(spec.clone()) });
     call!(JobsClient, pause, "Jobs/Pause", job());
@@ -246,7 +237,6 @@ async fn every_mutating_call_of_grpc_leaves_one_record() {
     };
     let fields = [("target".to_owned(), text("all")), ("cmd".to_owned(), text("true"))].into();
     let put = PutTaskRequest { task: Some(prost_types::Struct { fields }) };
-    use pb::PutTaskRequest;
     call!(TasksClient, put, "Tasks/Put", put);
     call!(
         TasksClient,
