@@ -131,6 +131,9 @@ pub(crate) struct ServerArgs {
     /// Id of this node [default: its primary IP; 127.0.0.1 with an own etcd].
     #[arg(long, env = "MEEPO_NODE", value_name = "ID")]
     pub(crate) node: Option<Name>,
+    /// URL of a collector of traces (OTLP over gRPC), as http://127.0.0.1:4317.
+    #[arg(long, env = "MEEPO_OTLP_ENDPOINT", value_name = "URL")]
+    pub(crate) otlp_endpoint: Option<String>,
     /// Directory of job definitions that are applied at start where they do not exist yet.
     #[arg(long, env = "MEEPO_JOBS", value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) jobs: Option<PathBuf>,

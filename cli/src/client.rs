@@ -118,6 +118,10 @@ impl Client {
         if let Some(user) = user() {
             request = request.header(USER, user);
         }
+        // Whoever runs this as a part of something else may follow it there.
+        if let Ok(traceparent) = std::env::var("TRACEPARENT") {
+            request = request.header("traceparent", traceparent);
+        }
         if let Some(timeout) = timeout {
             request = request.timeout(timeout);
         }

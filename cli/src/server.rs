@@ -15,7 +15,7 @@ use meepo_logstore::Retention;
 use meepo_master::Master;
 use meepo_runtime::{
     tasks,
-    telemetry::{self, LogFormat},
+    telemetry::{self, LogFormat, trace},
 };
 use meepo_worker::Worker;
 use std::{collections::BTreeMap, io::Write, os::unix::fs::DirBuilderExt, time::Duration};
@@ -28,7 +28,6 @@ const LEASE_TTL: Duration = Duration::from_secs(5);
 
 /// Runs until it is told to stop.
 pub(crate) fn run(args: ServerArgs) -> CliResult<u8> {
-    telemetry::init(LogFormat::Text);
     let internal = |e: anyhow::Error| CliError::new(exit::FAILED, format!("{e:#}"));
     check_addresses(&args)?;
     let jobs = load_jobs(&args)?;
@@ -71,6 +70,12 @@ fn load_jobs(args: &ServerArgs) -> CliResult<Vec<JobDocument>> {
 }
 
 async fn serve(args: ServerArgs, jobs: Vec<JobDocument>) -> anyhow::Result<u8> {
+    let collector = args.otlp_endpoint.clone().map(|endpoint| trace::Collector {
+        endpoint,
+        service: "meepo-server",
+        instance: args.http.to_string(),
+    });
+    let _traces = telemetry::init(LogFormat::Text, collector.as_ref())?;
     let termination = tasks::termination();
     tokio::pin!(termination);
     // For this user only: it holds commands and what they wrote.
@@ -125,6 +130,7 @@ async fn with_etcd(
             retention
         },
         log_format: LogFormat::Text,
+        otlp_endpoint: None,
     })
     .await?;
     let own_etcd_node = etcd.and_then(|_| Name::new("127.0.0.1").ok());
@@ -148,6 +154,7 @@ async fn with_etcd(
         spool_max_age: meepo_worker::config::DEFAULT_MAX_AGE,
         catchup_rate: meepo_worker::config::DEFAULT_CATCHUP,
         log_format: LogFormat::Text,
+        otlp_endpoint: None,
         labels: BTreeMap::new(),
     })
     .await;

@@ -64,6 +64,10 @@ pub struct Settings {
     /// `text` or `json`. [default: text]
     #[arg(long, env = "MEEPO_LOG_FORMAT")]
     pub log_format: Option<LogFormat>,
+    /// URL of a collector of traces (OTLP over gRPC), as http://127.0.0.1:4317. [default: none,
+    /// no traces]
+    #[arg(long, env = "MEEPO_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
 }
 
 /// Reads `success=30d`.
@@ -100,6 +104,8 @@ pub struct Config {
     pub retention: Retention,
     /// How log lines look.
     pub log_format: LogFormat,
+    /// Where traces go, if anywhere.
+    pub otlp_endpoint: Option<String>,
 }
 
 impl Settings {
@@ -158,6 +164,7 @@ impl Settings {
             tasks_limit,
             retention,
             log_format: self.log_format.or(base.log_format).unwrap_or_default(),
+            otlp_endpoint: self.otlp_endpoint.or(base.otlp_endpoint),
         })
     }
 }

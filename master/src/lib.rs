@@ -25,6 +25,7 @@ pub mod reconcile;
 pub mod rerun;
 mod retention;
 pub mod sessions;
+mod spans;
 pub mod tasks;
 pub mod view;
 

@@ -3,7 +3,10 @@
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use meepo_master::{Config, Master, Settings};
-use meepo_runtime::{tasks, telemetry};
+use meepo_runtime::{
+    tasks,
+    telemetry::{self, trace},
+};
 use std::{path::PathBuf, process::ExitCode};
 
 #[derive(Parser)]
@@ -62,7 +65,12 @@ fn resolve(options: Options) -> anyhow::Result<Config> {
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {
-    telemetry::init(config.log_format);
+    let collector = config.otlp_endpoint.clone().map(|endpoint| trace::Collector {
+        endpoint,
+        service: "meepo-master",
+        instance: config.advertise.clone().unwrap_or_else(|| config.http.to_string()),
+    });
+    let _traces = telemetry::init(config.log_format, collector.as_ref())?;
     let termination = tasks::termination();
     let master = Master::start(config).await?;
     let failure = tokio::select! {

@@ -117,7 +117,8 @@ impl Cluster {
         Process::start(self.cli_spec(args))
     }
 
-    fn cli_spec(&self, args: &[&str]) -> Spec {
+    /// The `meepo` command against the first master, to be changed and started.
+    pub fn cli_spec(&self, args: &[&str]) -> Spec {
         server::cli(self.dir.path(), &self.commands, self.api().base(), args)
     }
 

@@ -44,4 +44,5 @@ mod surviving;
 mod targets;
 mod tasks;
 mod terms;
+mod traces;
 mod tree;

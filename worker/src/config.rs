@@ -86,6 +86,10 @@ pub struct Settings {
     /// `text` or `json`. [default: text]
     #[arg(long, env = "MEEPO_LOG_FORMAT")]
     pub log_format: Option<LogFormat>,
+    /// URL of a collector of traces (OTLP over gRPC), as http://127.0.0.1:4317. [default: none,
+    /// no traces]
+    #[arg(long, env = "MEEPO_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
     /// File that holds the process id. [default: worker.pid in the data directory]
     #[arg(long, env = "MEEPO_PID_FILE")]
     pub pid_file: Option<PathBuf>,
@@ -211,6 +215,8 @@ pub struct Config {
     pub catchup_rate: u32,
     /// How log lines look.
     pub log_format: LogFormat,
+    /// Where traces go, if anywhere.
+    pub otlp_endpoint: Option<String>,
     /// File that holds the process id.
     pub pid_file: PathBuf,
     /// Labels of this node.
@@ -295,6 +301,7 @@ impl Settings {
             spool_max_age,
             catchup_rate,
             log_format: self.log_format.or(base.log_format).unwrap_or_default(),
+            otlp_endpoint: self.otlp_endpoint.or(base.otlp_endpoint),
             labels,
         })
     }

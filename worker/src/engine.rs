@@ -17,7 +17,7 @@ use crate::{
         RunnerOptions, Running, Surviving,
     },
     registry::Registry,
-    spooling,
+    spans, spooling,
     state::{Begin, Queued, SpoolItem, State, StateError, StateOptions, StateProblem, WaitEntry},
 };
 use futures::FutureExt;
@@ -30,11 +30,11 @@ use meepo_core::{
     job::Executor,
     run::{Cause, OutputChunk, RunRecord, RunState, to_millis},
 };
-use meepo_runtime::backoff::Backoff;
+use meepo_runtime::{backoff::Backoff, telemetry::trace};
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{runtime::Handle, sync::watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{Instrument, Span, debug, error, info, warn};
 
 pub use crate::plan::Plan;
 
@@ -128,8 +128,19 @@ impl Engine {
         request: Option<String>,
         next: impl FnOnce(&RunRecord) -> Option<WaitEntry>,
     ) -> Option<Over> {
+        let span = spans::run(&plan, &self.node);
+        self.carry_out(plan, begun, request, next).instrument(span).await
+    }
+
+    async fn carry_out(
+        &self,
+        plan: Plan,
+        begun: Result<Queued<Begin>, StateError>,
+        request: Option<String>,
+        next: impl FnOnce(&RunRecord) -> Option<WaitEntry>,
+    ) -> Option<Over> {
         let begun = match begun {
-            Ok(queued) => queued.await,
+            Ok(queued) => queued.instrument(spans::stage("journal")).await,
             Err(e) => Err(e),
         };
         match begun {
@@ -170,9 +181,11 @@ impl Engine {
             let ended = self.request(&plan, &mut record).await;
             return Some(self.finish(record, ended, next, false).await);
         }
-        match self.start(&plan).await {
+        let command = self.command(&plan);
+        match self.start(&plan, command).instrument(spans::stage("spawn")).await {
             Ok(running) => {
                 failpoint::reach(Place::Spawned, plan.job.as_ref());
+                debug!(pid = running.pid, "process started");
                 self.metrics.started.inc();
                 self.attend(record, running, next).await
             }
@@ -184,8 +197,8 @@ impl Engine {
     }
 
     /// Starts the process of a run that has durably begun.
-    async fn start(&self, plan: &Plan) -> Result<Running, Ended> {
-        let (run_id, command) = (plan.run_id, self.command(plan));
+    async fn start(&self, plan: &Plan, command: Command) -> Result<Running, Ended> {
+        let run_id = plan.run_id;
         if plan.assignment.survive_restart {
             return self.surviving.start(run_id, plan.assignment.clone(), command).await;
         }
@@ -214,9 +227,10 @@ impl Engine {
         let (control, output) = (running.control.clone(), running.output.clone());
         let began = std::mem::replace(&mut running.began, Began::Known(None));
         let long = began.long(BRIEF);
+        let accompany = self.accompany(&record, long, control, output, running.wait());
         let ended = tokio::select! {
             () = gone => return None,
-            ended = self.accompany(&record, long, control, output, running.wait()) => ended,
+            ended = accompany.instrument(spans::stage("process")) => ended,
         };
         Some(self.finish(record, ended, next, survives).await)
     }
@@ -293,8 +307,11 @@ impl Engine {
         failpoint::reach(Place::Exited, record.job.as_ref());
         ended.enter(&mut record);
         self.metrics.ended(record.state);
+        Span::current().record("state", record.state.as_str());
+        debug!(state = %record.state, code = %record.code, "run ended");
         let next = next(&record);
-        let durable = match self.state.end_run_with(&record, &output, next.as_ref()).await {
+        let recording = self.state.end_run_with(&record, &output, next.as_ref());
+        let durable = match recording.instrument(spans::stage("record")).await {
             Ok(refused) => {
                 failpoint::reach(Place::Ended, record.job.as_ref());
                 record.dropped_bytes += refused;
@@ -451,6 +468,10 @@ impl Engine {
         let a = &plan.assignment;
         let facts = self.facts(plan).into_iter();
         let mut env: BTreeMap<_, _> = facts.map(|(k, v)| (k.to_owned(), v)).collect();
+        if let Some(traceparent) = trace::current() {
+            env.insert("MEEPO_TRACEPARENT".to_owned(), traceparent.clone());
+            env.insert("TRACEPARENT".to_owned(), traceparent);
+        }
         env.extend(a.env.clone());
         Command {
             executor: a.executor,

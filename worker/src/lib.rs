@@ -34,6 +34,7 @@ pub mod progress;
 pub mod recover;
 pub mod registry;
 pub mod session;
+mod spans;
 mod spooling;
 pub mod state;
 pub mod tasks;

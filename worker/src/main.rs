@@ -3,7 +3,10 @@
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use meepo_core::duration::HumanDuration;
-use meepo_runtime::{tasks, telemetry};
+use meepo_runtime::{
+    tasks,
+    telemetry::{self, trace},
+};
 use meepo_worker::{
     Settings, Worker, config,
     daemon::{self, PidFile},
@@ -121,11 +124,16 @@ fn own_dir(config: &config::Config) -> anyhow::Result<()> {
 }
 
 fn serve(config: config::Config) -> anyhow::Result<()> {
-    telemetry::init(config.log_format);
     own_dir(&config)?;
     let _pid_file = PidFile::take(&config.pid_file)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let collector = config.otlp_endpoint.clone().map(|endpoint| trace::Collector {
+        endpoint,
+        service: "meepo-worker",
+        instance: config.node.as_ref().map(ToString::to_string).unwrap_or_default(),
+    });
     runtime.block_on(async {
+        let _traces = telemetry::init(config.log_format, collector.as_ref())?;
         let termination = tasks::termination();
         // From here on: its default action would end the worker.
         let mut drain = signal(SignalKind::user_defined1())?;

@@ -11,8 +11,10 @@ use meepo_core::{
     audit::{AuditRecord, cut},
     run::to_millis,
 };
+use meepo_runtime::telemetry::trace;
 use std::{collections::BTreeMap, net::SocketAddr};
 use tonic::transport::server::TcpConnectInfo;
+use tracing::Span;
 use uuid::Uuid;
 
 /// Who the client says that it is.
@@ -40,6 +42,7 @@ pub struct Asked {
     pub(super) request_id: String,
     pub(super) grpc: bool,
     details: BTreeMap<String, String>,
+    trace_id: Option<String>,
 }
 
 impl Asked {
@@ -93,6 +96,9 @@ impl Asked {
                 .map_or_else(|| id.to_string(), str::to_owned),
             grpc: false,
             details,
+            // Also where nobody collects traces here, it is of use to whoever does elsewhere.
+            trace_id: trace::id(&Span::current())
+                .or_else(|| text("traceparent").and_then(trace::id_of)),
         }
     }
 
@@ -117,7 +123,7 @@ impl Asked {
             message: outcome.message,
             details,
             request_id: self.request_id,
-            trace_id: None,
+            trace_id: self.trace_id,
             master: master.to_owned(),
         }
     }

@@ -11,7 +11,7 @@ mod public;
 mod tasks;
 mod workers;
 
-use crate::{audit::Asked, metrics::Call, ops::Ops};
+use crate::{audit::Asked, metrics::Call, ops::Ops, spans};
 use axum::{
     extract::{Request, State},
     middleware::{self, Next},
@@ -35,6 +35,7 @@ use tonic::{
     service::Routes,
     transport::{Server, server::TcpIncoming},
 };
+use tracing::{Instrument, Span};
 
 /// Largest message of the public services, as the largest body of HTTP.
 const MAX_MESSAGE: usize = crate::http::MAX_BODY;
@@ -117,11 +118,17 @@ async fn around(State(ops): State<Ops>, request: Request, next: Next) -> Respons
     let method = METHODS.get(request.uri().path().trim_start_matches('/'));
     let method = method.map_or("other", String::as_str).to_owned();
     let refuse = |e| Status::from(e).into_http();
-    let asked = Asked::grpc(&request);
-    let response = ops.audit.around(asked, ops.limits.serve(request, next, refuse)).await;
+    let span = match method.starts_with("meepo.v1.") {
+        true => spans::request(&method, request.headers()),
+        false => Span::none(),
+    };
+    let asked = span.in_scope(|| Asked::grpc(&request));
+    let serve = ops.audit.around(asked, ops.limits.serve(request, next, refuse));
+    let response = serve.instrument(span.clone()).await;
     // A stream that breaks off later has begun well.
     let status = Status::from_header_map(response.headers());
     let code = format!("{:?}", status.map_or(tonic::Code::Ok, |s| s.code()));
+    span.record("status", code.as_str());
     ops.metrics.grpc.get_or_create(&Call { method, code }).inc();
     response
 }

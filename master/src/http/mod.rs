@@ -22,6 +22,7 @@ use crate::{
     error::ApiError,
     metrics::Request as RequestLabels,
     ops::Ops,
+    spans,
 };
 use axum::{
     Router,
@@ -35,6 +36,7 @@ use meepo_core::code::Code;
 use std::{sync::Arc, time::Instant};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span};
 
 /// Largest body of a request, in bytes.
 pub const MAX_BODY: usize = 1 << 20;
@@ -128,14 +130,20 @@ async fn around(State(app): State<App>, request: Request, next: Next) -> Respons
     let method = known.into_iter().find(|m| *m == request.method().as_str()).unwrap_or("other");
     let route = request.extensions().get::<MatchedPath>();
     let route = route.map_or("other", MatchedPath::as_str).to_owned();
-    let asked = Asked::http(&request);
+    let span = match request.uri().path().starts_with("/v1/") {
+        true => spans::request(&format!("{method} {route}"), request.headers()),
+        // Probes and scrapes come all the time and tell nothing.
+        false => Span::none(),
+    };
+    let asked = span.in_scope(|| Asked::http(&request));
     let serve = async {
         match browser::refuse(&app, &request) {
             Ok(()) => app.ops.limits.serve(request, next, ApiError::into_response).await,
             Err(e) => e.into_response(),
         }
     };
-    let response = app.ops.audit.around(asked, serve).await;
+    let response = app.ops.audit.around(asked, serve).instrument(span.clone()).await;
+    span.record("status", response.status().as_u16());
     let labels = RequestLabels { method, route, status: response.status().as_u16() };
     app.ops.metrics.http_duration.get_or_create(&labels).observe(begun.elapsed());
     response

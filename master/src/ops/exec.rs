@@ -20,6 +20,7 @@ use meepo_core::{
     run::{OutputChunk, RunRecord, RunState},
     target::Target,
 };
+use meepo_runtime::telemetry::trace;
 use std::{collections::HashSet, time::Duration};
 use tokio::{sync::mpsc, time::Instant};
 use tracing::info;
@@ -118,8 +119,9 @@ impl Ops {
         request: &ExecStreamRequest,
     ) -> ApiResult<mpsc::Receiver<ExecItem>> {
         let timeout = request.timeout.map_or(DEFAULT_TIMEOUT, |t| t.0);
-        let assignment = assignment(request, timeout);
+        let mut assignment = assignment(request, timeout);
         assignment.validate()?;
+        assignment.set_traceparent(trace::current());
         self.fleet_known()?;
         let mut named = HashSet::new();
         let hosts: Vec<String> = hosts.into_iter().filter(|h| named.insert(h.clone())).collect();

@@ -20,6 +20,7 @@ use meepo_proto::{
     internal::{self, masters_client::MastersClient},
     v1::{self as pb, exec_client::ExecClient, exec_event, output_event, runs_client::RunsClient},
 };
+use meepo_runtime::telemetry::trace;
 use tokio::sync::mpsc;
 use tonic::{Request, transport::Channel};
 
@@ -170,6 +171,9 @@ fn only_read(e: ApiError) -> ApiError {
 fn forwarded<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert(FORWARDED, tonic::metadata::MetadataValue::from_static("1"));
+    if let Some(traceparent) = trace::current().and_then(|t| t.parse().ok()) {
+        request.metadata_mut().insert("traceparent", traceparent);
+    }
     request
 }
 

@@ -15,6 +15,7 @@ use meepo_core::{
 };
 use std::collections::{HashMap, HashSet};
 use tokio::sync::mpsc;
+use tracing::Instrument;
 
 /// Bytes of a probe's output that are told.
 const MAX_SAID: usize = 4096;
@@ -85,13 +86,14 @@ impl Ops {
         let answers = self.exec_anywhere(hosts.clone(), &probing).await?;
         let (tx, rx) = mpsc::channel(BACKLOG);
         let ops = self.clone();
-        tokio::spawn(async move {
+        let probing = async move {
             let probed = ops.probe(hosts, limit, command, answers, &tx).await;
             if let Err(e) = probed {
                 // Who asked may be gone.
                 let _ = tx.send(ExecItem::Error(e)).await;
             }
-        });
+        };
+        tokio::spawn(probing.in_current_span());
         Ok(rx)
     }
 

@@ -22,6 +22,7 @@ use meepo_core::{
     run::to_millis,
     target::Target,
 };
+use meepo_runtime::telemetry::trace;
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
@@ -93,7 +94,9 @@ impl Ops {
         // that does gets a day to say that they had expired.
         let lease = self.etcd.grant(wait + ttl + EXPIRED_KEPT).await?;
         let (mut runs, mut groups, mut bytes) = (Vec::new(), vec![Vec::new()], 0);
-        for (node, assignment) in places {
+        let traceparent = trace::current();
+        for (node, mut assignment) in places {
+            assignment.set_traceparent(traceparent.clone());
             let run_id = RunId(Uuid::now_v7());
             let record = TriggerRecord {
                 job: name.clone(),

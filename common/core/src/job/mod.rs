@@ -188,7 +188,24 @@ macro_rules! job_fields {
             }
         }
 
-        impl Assignment {
+        /// The field of an assignment for a run on request that names its trace.
+const TRACEPARENT: &str = "traceparent";
+
+impl Assignment {
+    /// The trace that a run on request belongs to, in the form of W3C Trace Context.
+    pub fn traceparent(&self) -> Option<&str> {
+        self.extra.get(TRACEPARENT)?.as_str()
+    }
+
+    /// Lets a run on request belong to a trace; `None`: to none.
+    pub fn set_traceparent(&mut self, traceparent: Option<String>) {
+        if let Some(traceparent) = traceparent {
+            self.extra.insert(TRACEPARENT.to_owned(), Value::String(traceparent));
+        }
+    }
+}
+
+impl Assignment {
             /// One that runs `cmd` on demand, with the default of everything else.
             pub fn new(cmd: impl Into<String>) -> Self {
                 Self {
