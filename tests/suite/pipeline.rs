@@ -94,7 +94,7 @@ async fn a_full_spool_drops_output_and_counts_it_and_keeps_every_record() {
     cluster.mongo().pause();
     let lines = Lines::start(&cluster, 3).await;
     eventually(SOON, "output is dropped", async || {
-        match metric(&cluster, 0, "spool_dropped_bytes").await {
+        match metric(&cluster, 0, "spool_dropped_bytes_total").await {
             0..50_000 => Err("not much yet".to_owned()),
             n => Ok(n),
         }
@@ -115,9 +115,9 @@ async fn a_full_spool_drops_output_and_counts_it_and_keeps_every_record() {
     let found = lines.settle(&cluster).await;
     found.check(&lines.snapshot());
     assert!(found.dropped > 0);
-    let counted = metric(&cluster, 0, "spool_dropped_bytes").await;
+    let counted = metric(&cluster, 0, "spool_dropped_bytes_total").await;
     assert_eq!(found.dropped, counted as u64, "each byte in its run's record");
-    assert_eq!(metric(&cluster, 0, "spool_dropped_records").await, 0);
+    assert_eq!(metric(&cluster, 0, "spool_dropped_records_total").await, 0);
     println!("{found}");
 }
 
@@ -128,13 +128,13 @@ async fn output_that_is_too_old_is_dropped_and_counted() {
     let api = cluster.api();
     cluster.mongo().pause();
     let lines = Lines::start(&cluster, 2).await;
-    wait_metric(&cluster, 0, "spool_dropped_bytes", |n| n > 0).await;
+    wait_metric(&cluster, 0, "spool_dropped_bytes_total", |n| n > 0).await;
     lines.stop(&api).await;
     cluster.mongo().resume();
     let found = lines.settle(&cluster).await;
     found.check(&lines.snapshot());
     assert!(found.dropped > 0);
-    assert_eq!(found.dropped, metric(&cluster, 0, "spool_dropped_bytes").await as u64);
+    assert_eq!(found.dropped, metric(&cluster, 0, "spool_dropped_bytes_total").await as u64);
 }
 
 #[tokio::test]
