@@ -183,3 +183,15 @@ fn dates_bound_a_schedule() {
         "start_at": "2026-03-02T00:00:00Z", "end_at": "2026-03-01T00:00:00Z"});
     assert_eq!(user(wrong).unwrap_err().field, "end_at");
 }
+
+#[test]
+fn reboot_has_no_slot_that_one_node_could_claim() {
+    let spec = json!({"name": "a", "cmd": "x", "schedule": "@reboot", "placement": "once"});
+    assert_eq!(user(spec).and_then(|s| s.validate()).unwrap_err().field, "placement");
+    let by_hand = |rest: &str| {
+        let text = format!(r#"{{"cmd":"x","express":"@reboot"{rest}}}"#);
+        Assignment::read(text.as_bytes()).map(drop)
+    };
+    assert_eq!(by_hand(r#","once":["n"]"#).unwrap_err().field, "once");
+    assert!(by_hand("").is_ok());
+}

@@ -176,6 +176,11 @@ impl Assignment {
         // In etcd the field is called `express`, in job files `schedule`: the error keeps
         // the name that people write most.
         let schedule = Schedule::parse(&self.express)?;
+        if schedule.is_reboot() && self.is_once() {
+            let problem = "stands beside @reboot: hosts start at different times, so there is no \
+                           slot that one of them could claim";
+            return bad("once", problem, "no `once` (it fires on each node), or another schedule");
+        }
         Ok(Some(When::new(schedule, timezone).between(self.start_at, self.end_at)))
     }
 }
