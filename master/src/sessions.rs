@@ -165,6 +165,11 @@ impl Sessions {
         self.order(node, Order::Kill(pb::Kill { run_id: run.to_string() }))
     }
 
+    /// The node of a run that somebody listens to, as whoever starts a command does.
+    pub fn node_of(&self, run: RunId) -> Option<NodeId> {
+        self.lock().runs.get(&run).map(|followed| followed.node.clone())
+    }
+
     fn subscribe(&self, node: &NodeId, run: RunId, from: u64) -> Subscription {
         let (tx, events) = mpsc::channel(BACKLOG);
         let id = self.ids.fetch_add(1, Ordering::Relaxed);

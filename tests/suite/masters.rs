@@ -26,6 +26,38 @@ async fn cli(cluster: &Cluster, name: &str, api: &Api, args: &[&str]) -> Output 
     run(cli_spec(cluster, name, api, args)).await
 }
 
+/// A command on a node, under way; its run and the answer that still comes.
+async fn begun(api: &Api, node: &str, cmd: &str) -> (String, reqwest::Response) {
+    let url = format!("{}/v1/exec/stream", api.base());
+    let body = json!({"target": node, "cmd": cmd});
+    let mut answer = reqwest::Client::new().post(url).json(&body).send().await.unwrap();
+    let first = answer.chunk().await.unwrap().unwrap();
+    let line = first.split(|b| *b == b'\n').next().unwrap();
+    let start: Value = serde_json::from_slice(line).unwrap();
+    (start["hosts"][0]["run_id"].as_str().unwrap().to_owned(), answer)
+}
+
+#[tokio::test]
+async fn any_master_ends_a_command_before_anybody_has_been_told_of_it() {
+    let cluster = Cluster::builder().masters(2).start().await;
+    let (leader, follower) = roles(&cluster).await;
+    let (leader, follower) = (cluster.master(leader).api(), cluster.master(follower).api());
+    wait_session(&leader, "127.0.0.2").await;
+    for api in [&leader, &follower] {
+        let (run, answer) = begun(&leader, "127.0.0.2", "sleep 600").await;
+        let (status, body) = api.post(&format!("/v1/runs/{run}/kill"), json!({})).await;
+        assert_eq!((status, &body["node"]), (202, &json!("127.0.0.2")), "{body}");
+        let rest = answer.text().await.unwrap();
+        assert!(
+            rest.contains(r#""state":"killed""#) || rest.contains("killed on request"),
+            "{rest}"
+        );
+        // What nobody ever heard of is not found, also where it might just have begun.
+        let unknown = format!("/v1/runs/{}/kill", uuid::Uuid::now_v7());
+        assert_eq!(api.post(&unknown, json!({})).await.0, 404);
+    }
+}
+
 #[tokio::test]
 async fn a_follower_serves_everything() {
     let cluster = Cluster::builder().masters(2).workers(2).start().await;

@@ -11,6 +11,7 @@
 
 mod families;
 mod ring;
+mod runs;
 mod subscription;
 mod teller;
 mod whereabouts;

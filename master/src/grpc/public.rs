@@ -214,6 +214,7 @@ impl Runs for Public {
     }
 
     async fn kill(&self, request: Request<pb::RunId>) -> Answer<pb::RunRef> {
+        refuse_loop(&self.ops, &request)?;
         let id = run_id(&request.into_inner().run_id)?;
         Ok(Response::new(convert::run_ref(self.ops.kill(id).await?)))
     }

@@ -12,7 +12,7 @@ use crate::{
     sessions::live_from,
 };
 use meepo_core::{
-    api::{ExecStreamRequest, HostAnswer},
+    api::{ExecStreamRequest, HostAnswer, RunRef},
     code::Code,
     id::{Name, NodeId, RunId},
 };
@@ -138,6 +138,16 @@ impl Ops {
             }
         });
         Ok(rx)
+    }
+
+    /// Asks the leader to end a run.
+    pub(super) async fn kill_at_leader(&self, run_id: RunId) -> ApiResult<RunRef> {
+        let (channel, term) = self.leader_channel()?;
+        let mut client = RunsClient::new(channel);
+        let request = forwarded(pb::RunId { run_id: run_id.to_string() });
+        let answer = self.leader.begin(term, client.kill(request)).await?.into_inner();
+        let node = Name::new(&answer.node)?;
+        Ok(RunRef { run_id, node })
     }
 
     /// How the hosts are that have a session with the leader.

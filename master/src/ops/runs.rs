@@ -14,12 +14,12 @@ use meepo_core::{
     api::{RunList, RunRef},
     audit::AuditList,
     code::Code,
+    event::EventId,
     id::{NodeId, RunId},
     run::{OutputChunk, RunRecord},
 };
 use meepo_logstore::{AuditQuery, RunQuery};
 use std::time::Duration;
-use tokio::time::Instant;
 
 /// How long a stop request waits for a worker that is away.
 const KILL_TTL: Duration = Duration::from_secs(60);
@@ -63,22 +63,37 @@ impl Ops {
     /// most.
     pub async fn kill(&self, run_id: RunId) -> ApiResult<RunRef> {
         audit::object("run", run_id);
-        let deadline = Instant::now() + KILL_PATIENCE;
-        let node = loop {
-            match self.active_at(run_id).await? {
-                Some(node) => break node,
-                // It has begun and nobody has been told yet.
-                None if is_fresh(run_id) && Instant::now() < deadline => {
-                    tokio::time::sleep(KILL_PATIENCE / 20).await;
-                }
-                None => return Err(ApiError::not_found("run", run_id)),
-            }
+        // What is told from here on is not missed.
+        let told = self.events.head();
+        let node = match self.active_at(run_id).await? {
+            Some(node) => node,
+            None if !is_fresh(run_id) => return Err(ApiError::not_found("run", run_id)),
+            // The leader knows what it has just started.
+            None if self.term().is_none() => match self.kill_at_leader(run_id).await {
+                Err(e) if e.0.code == Code::NO_LEADER => self.appear(run_id, told).await?,
+                answer => return answer,
+            },
+            None => self.appear(run_id, told).await?,
         };
         audit::detail("node", &node);
         let record = KillRecord { requested_at: Timestamp::now(), extra: Default::default() };
         let lease = self.etcd.grant(KILL_TTL).await?;
         self.etcd.put(&keys::kill(&node, run_id), encode(&record), Some(lease)).await?;
         Ok(RunRef { run_id, node })
+    }
+
+    /// Waits until somebody tells of a run that may have begun a moment ago.
+    async fn appear(&self, run_id: RunId, told: EventId) -> ApiResult<NodeId> {
+        if let Some(node) = self.sessions.node_of(run_id) {
+            return Ok(node);
+        }
+        let appearing = self.events.first_of(run_id, told);
+        if let Ok(Some(node)) = tokio::time::timeout(KILL_PATIENCE, appearing).await {
+            return Ok(node);
+        }
+        // It may have ended meanwhile.
+        let found = self.active_at(run_id).await?;
+        found.ok_or_else(|| ApiError::not_found("run", run_id))
     }
 
     /// The node of a run that is on its way or active. Errors: it has ended.
