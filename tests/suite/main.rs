@@ -5,6 +5,7 @@ mod api;
 mod architecture;
 mod audit;
 mod bad_input;
+mod bounds;
 mod cli;
 mod coord;
 mod crashes;

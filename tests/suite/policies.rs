@@ -126,3 +126,56 @@ async fn a_job_fires_at_its_instant_and_a_request_that_is_put_off_can_be_killed(
     let out = cluster.cli(&["job", "trigger", "at", "--delay", "60d"]).await;
     assert!(out.code != 0 && format!("{out:?}").contains("30 days"), "{out:?}");
 }
+
+/// Most runs at the same time.
+fn together(runs: &[Value]) -> usize {
+    let spans: Vec<_> =
+        runs.iter().map(|r| (instant(r, "started_at"), instant(r, "ended_at"))).collect();
+    let at = |t: Timestamp| spans.iter().filter(|(from, to)| *from <= t && t < *to).count();
+    spans.iter().map(|(from, _)| at(*from)).max().unwrap_or(0)
+}
+
+#[tokio::test]
+async fn slots_requests_and_further_attempts_meet_the_same_policy() {
+    let cluster = Cluster::builder().start().await;
+    let api = cluster.api();
+    let policies = [("replace", 1), ("queue(2)", 1), ("max(2)", 2), ("forbid", 1)];
+    let name = |policy: &str| policy.chars().filter(|c| c.is_alphanumeric()).collect::<String>();
+    for (policy, _) in policies {
+        apply(
+            &api,
+            json!({"name": name(policy), "cmd": "sleep 0.7; exit 1", "schedule": "* * * * * *",
+                "concurrency": policy, "max_runs": 8,
+                "retry": {"max": 1, "delay": "1s", "backoff": "fixed"}}),
+        )
+        .await;
+    }
+    for (policy, most) in policies {
+        let job = name(policy);
+        let found = eventually(SOON, format!("{job} was started in every way"), async || {
+            let found = runs(&api, &format!("job={job}&state=failed,killed")).await;
+            let has = |what: &str| match what {
+                "retry" => found.iter().any(|r| r["attempt"] == 2),
+                cause => found.iter().any(|r| r["cause"] == cause),
+            };
+            let turned_down = match policy {
+                "replace" => found.iter().any(|r| r["code"] == 0x0104),
+                _ => !runs(&api, &format!("job={job}&state=skipped")).await.is_empty(),
+            };
+            if !turned_down || !has("trigger") {
+                // More than any of them lets in.
+                for _ in 0..4 {
+                    trigger(&api, &job, json!({})).await;
+                }
+            }
+            match ["schedule", "trigger", "retry"].into_iter().find(|what| !has(what)) {
+                None if turned_down => Ok(found),
+                missing => Err(format!("{missing:?} and {turned_down} of {}", found.len())),
+            }
+        })
+        .await;
+        let started: Vec<Value> =
+            found.into_iter().filter(|r| !r["started_at"].is_null()).collect();
+        assert!(together(&started) <= most, "{policy}: {} at once", together(&started));
+    }
+}

@@ -17,7 +17,7 @@ use crate::{
         RunnerOptions, Running, Surviving,
     },
     registry::Registry,
-    spans, spooling,
+    spans, spent, spooling,
     state::{Begin, Queued, SpoolItem, State, StateError, StateOptions, StateProblem, WaitEntry},
 };
 use futures::FutureExt;
@@ -72,6 +72,8 @@ pub struct Engine {
     pub registry: Registry,
     /// Where states for etcd go.
     pub cronid: Arc<cronid::Board>,
+    /// Where it is told which jobs have used up their runs.
+    pub spent: Arc<spent::Board>,
     /// Keys of runs that are started again elsewhere should this node be lost.
     pub custody: Custody,
     /// Counters.
@@ -509,6 +511,7 @@ impl Engine {
             surviving: Surviving::new(dir, None, Leftovers::new(Cgroups::new(None, dir))),
             registry: Registry::default(),
             cronid: Arc::default(),
+            spent: Arc::default(),
             metrics: Arc::default(),
             drain: watch::channel(Asked::default()).1,
             etcd: Etcd::connect(&["http://127.0.0.1:1".into()]).await?,

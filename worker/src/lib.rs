@@ -35,6 +35,7 @@ pub mod recover;
 pub mod registry;
 pub mod session;
 mod spans;
+pub mod spent;
 mod spooling;
 pub mod state;
 pub mod tasks;

@@ -23,6 +23,7 @@ use crate::{
     recover::recover,
     registry::Registry,
     session::{self, Pulse},
+    spent,
     state::{State, StateOptions},
     tasks::{self, Standing},
     vitals::{Delivery, Vitals},
@@ -165,6 +166,12 @@ impl Worker {
             OnError::Shutdown,
             cronid::write(etcd.clone(), node.clone(), lease.clone(), cronid.clone(), base.token()),
         );
+        let spent = Arc::new(spent::Board::default());
+        base.spawn(
+            "spent jobs",
+            OnError::Shutdown,
+            spent::write(etcd.clone(), node.clone(), spent.clone(), base.token()),
+        );
         base.spawn(
             "delivery",
             OnError::Shutdown,
@@ -223,6 +230,7 @@ impl Worker {
             surviving,
             registry,
             cronid,
+            spent,
             custody: Custody::new(node.clone(), me.instance.clone(), config.lease_ttl),
             metrics,
             drain: drains,

@@ -112,7 +112,7 @@ async fn slots(client: &Client, name: &Name, n: u32) -> CliResult<Vec<Timestamp>
 pub(crate) async fn next(out: &Out, client: &Client, name: &Name, n: u32) -> CliResult<u8> {
     let slots = slots(client, name, n).await?;
     if out.is_table() && slots.is_empty() {
-        out.note(&format!("job {name} has no next slot: it is paused or runs only on demand"));
+        out.note(&format!("job {name} has no next slot: it is paused, runs only on demand, or its schedule has ended"));
         return Ok(exit::OK);
     }
     out.value(&slots, |out| {

@@ -238,10 +238,11 @@ fn nodes(out: &Out, nodes: &[JobOnNode]) -> String {
         table.row(vec![
             cell(n.node.as_str()),
             verdict(if n.online { "yes" } else { "no" }, n.online),
-            if n.problem.is_some() {
-                verdict("unusable", false)
-            } else {
-                cell(if n.status == JobStatus::Pause { "paused" } else { "running" })
+            match (&n.problem, n.status, n.spent) {
+                (Some(_), ..) => verdict("unusable", false),
+                (None, JobStatus::Pause, _) => cell("paused"),
+                (None, JobStatus::Running, true) => cell("ended"),
+                (None, JobStatus::Running, false) => cell("running"),
             },
             maybe((!n.express.is_empty()).then_some(&n.express)),
             maybe(current.map(|c| c.cronid.to_string())),

@@ -20,6 +20,7 @@
 //! | `/meepo/parts/<task_id>/<n>` | [`meepo_core::task::Part`] | with its task |
 //! | `/meepo/taskkeys/<idempotency key>` | [`crate::records::TaskKeyRecord`] | a day |
 //! | `/cron/tasks/<ip>/<part_id>` | [`meepo_core::task::Order`] | while the node has the part |
+//! | `/meepo/spent/<ip>/<job_id>` | [`crate::records::SpentRecord`] | until the job is removed or may run again |
 //! | `/meepo/rerun/<ip>/<run_id>` | [`crate::records::RerunRecord`] | until the run has ended |
 //! | `/meepo/leader` | [`crate::records::LeaderRecord`] | the leader's lease |
 
@@ -59,6 +60,8 @@ pub const TASK_KEYS: &str = "/meepo/taskkeys/";
 pub const ORDERS: &str = "/cron/tasks/";
 /// Runs that are started again elsewhere should their node be lost.
 pub const RERUNS: &str = "/meepo/rerun/";
+/// Jobs that have used up their `max_runs`, by node.
+pub const SPENT: &str = "/meepo/spent/";
 /// The leading master.
 pub const LEADER: &str = "/meepo/leader";
 
@@ -94,6 +97,16 @@ pub fn rerun(node: &NodeId, run: RunId) -> String {
 /// All runs of a node that are started again elsewhere should it be lost.
 pub fn reruns_of(node: &NodeId) -> String {
     format!("{RERUNS}{node}/")
+}
+
+/// A job that has used up its `max_runs` on a node.
+pub fn spent(node: &NodeId, job: &Name) -> String {
+    format!("{SPENT}{node}/{job}")
+}
+
+/// All jobs that have used up their `max_runs` on a node.
+pub fn spent_of(node: &NodeId) -> String {
+    format!("{SPENT}{node}/")
 }
 
 /// All runs asked for on a node.

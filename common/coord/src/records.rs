@@ -128,6 +128,16 @@ pub struct ClaimRecord {
     pub extra: Extra,
 }
 
+/// How many slots of a job have run on a node, which are as many as may.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpentRecord {
+    /// Runs that began.
+    pub runs: u32,
+    /// Fields this version does not know.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
 /// The task that came with an idempotency key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskKeyRecord {
@@ -216,6 +226,7 @@ mod tests {
         round_trip::<ClaimRecord>(&format!(
             r#"{{"slot":"{t}","node":"127.0.0.1","run_id":"{run}","new":{{"a":1}}}}"#
         ));
+        round_trip::<SpentRecord>(r#"{"runs":3,"new":true}"#);
         round_trip::<LockRecord>(r#"{"owner":"x","new":true}"#);
         round_trip::<LeaderRecord>(r#"{"id":"x","http":"h","grpc":"g","new":null}"#);
         round_trip::<JobSpec>(

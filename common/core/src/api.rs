@@ -84,7 +84,8 @@ pub struct JobView {
     /// Revision of the definition in etcd; changes with every apply.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<i64>,
-    /// The next slot on any node, UTC; absent when paused or only on demand.
+    /// The next slot on any node, UTC; absent when paused, only on demand, or when the
+    /// schedule has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = "date-time"))]
     pub next: Option<Timestamp>,
@@ -115,6 +116,9 @@ pub struct JobOnNode {
     /// Why the node cannot use the assignment, and what would be right.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+    /// Whether as many slots have run there, or in the cluster, as `max_runs` allows.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub spent: bool,
     /// What runs now or how the last part ended, as the worker wrote it to
     /// `/cron/cronid/jobs/<ip>/<task_id>`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -256,6 +256,7 @@ fn on_node(j: JobOnNode) -> pb::JobOnNode {
         express: j.express,
         cmd: j.cmd,
         problem: j.problem.unwrap_or_default(),
+        spent: j.spent,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Jobs in pages. A page costs what its own jobs cost, however large the fleet is: names
 //! and counts come from the view, definitions from etcd.
 
-use super::{Ops, tree::at_path};
+use super::{Ops, spent::Counts, tree::at_path};
 use crate::{
     error::{ApiError, ApiResult},
     view::{DEFINITIONS, Data},
@@ -148,6 +148,11 @@ impl Ops {
         let (own, below) = tokio::try_join!(self.etcd.get_all(&own), self.etcd.list_all(&below))?;
         let mut found = Found::default();
         own.into_iter().chain(below).for_each(|entry| found.take(entry));
+        let bounded: Vec<_> = {
+            let data = self.view.read();
+            names.iter().flat_map(|name| held(name, &data)).collect()
+        };
+        found.counts = Counts::of(&self.counts(bounded.into_iter()).await?);
         let data = self.view.read();
         let summary = |name: &Name| {
             let summary = found.summary(name, &data)?;
@@ -165,6 +170,7 @@ impl Ops {
 struct Found {
     specs: BTreeMap<Name, (JobSpec, i64)>,
     tree: BTreeMap<Name, Vec<TreeDefinition>>,
+    counts: Counts,
 }
 
 impl Found {
@@ -179,6 +185,15 @@ impl Found {
                 Err(e) => warn!(job = %name, error = %e, "unreadable definition"),
             }
         }
+    }
+
+    /// Whether no node may run another slot of a job.
+    fn is_spent(&self, name: &Name, data: &Data) -> bool {
+        let mut holders = data.fleet.holders(name).peekable();
+        holders.peek().is_some()
+            && holders.all(
+                |(node, at)| matches!(&at.value, Held::Ours(a) if self.counts.spent(node, name, a)),
+            )
     }
 
     fn summary(&self, name: &Name, data: &Data) -> Option<JobSummary> {
@@ -197,6 +212,7 @@ impl Found {
         } else {
             own.into_iter().chain(on_nodes()).min()
         };
+        let next = next.filter(|_| !self.is_spent(name, data));
         let sample = by_hand.and_then(|nodes| nodes.values().find_map(|b| b.assignment.as_ref()));
         Some(JobSummary {
             name: name.clone(),
@@ -214,6 +230,17 @@ impl Found {
             last_run: None,
         })
     }
+}
+
+/// What nodes hold of a job whose runs are bounded.
+fn held(name: &Name, data: &Data) -> Vec<(NodeId, Name, Option<Arc<Assignment>>)> {
+    let ours = data.fleet.holders(name).filter_map(|(node, at)| match &at.value {
+        Held::Ours(a) if a.max_runs.is_some() => {
+            Some((node.clone(), name.clone(), Some(a.clone())))
+        }
+        _ => None,
+    });
+    ours.collect()
 }
 
 /// The next slot of a definition at the root.

@@ -4,6 +4,7 @@ use super::{
     Ops,
     job_list::{next_of, next_of_spec},
     nodes::readable,
+    spent::Counts,
 };
 use crate::error::{ApiError, ApiResult};
 use jiff::Timestamp;
@@ -80,6 +81,7 @@ impl Ops {
         let (mut entries, tree) =
             tokio::try_join!(self.etcd.get_all(&wanted), self.etcd.list(&below, None))?;
         entries.extend(tree.0);
+        entries.extend(self.counts(held(&entries)).await?);
         Ok(views(&entries).remove(name))
     }
 
@@ -134,13 +136,22 @@ impl Ops {
                 Assignment::from_etcd(&entry.value)?
             }
         };
-        Ok(match assignment.validate()? {
-            Some(when) if assignment.status == JobStatus::Running => {
-                when.iter_after(Timestamp::now()).take(n).collect()
-            }
-            _ => Vec::new(),
-        })
+        let Some(when) = assignment.validate()?.filter(|_| assignment.status == JobStatus::Running)
+        else {
+            return Ok(Vec::new());
+        };
+        let left = match assignment.max_runs {
+            Some(max) => self.slots_left(&self.find_job(name).await?, max).await?,
+            None => usize::MAX,
+        };
+        Ok(when.iter_after(Timestamp::now()).take(n.min(left)).collect())
     }
+}
+
+/// The assignments among `entries`.
+fn held(entries: &[Entry]) -> impl Iterator<Item = (NodeId, Name, Option<Assignment>)> {
+    let of = |e: &Entry| id_of(e).map(|(node, name)| (node, name, decode(&e.value).ok()));
+    entries.iter().filter(|e| e.key.starts_with(keys::ASSIGNMENTS)).filter_map(of)
 }
 
 /// The jobs that `entries` make up.
@@ -150,6 +161,7 @@ fn views(entries: &[Entry]) -> BTreeMap<Name, JobView> {
     let cronids: HashMap<(NodeId, Name), CronId> = below(keys::CRONIDS)
         .filter_map(|e| Some((keys::node_and_job(&e.key, keys::CRONIDS)?, decode(&e.value).ok()?)))
         .collect();
+    let counts = Counts::of(entries);
     let mut views: BTreeMap<Name, JobView> = BTreeMap::new();
     let now = Timestamp::now();
     for entry in below(keys::JOBS) {
@@ -175,16 +187,21 @@ fn views(entries: &[Entry]) -> BTreeMap<Name, JobView> {
         }
         let online = health.contains_key(&node);
         let current = cronids.get(&(node.clone(), name.clone())).cloned();
-        let on_node = on_node(node, online, entry, current);
+        let assignment = Assignment::from_etcd(&entry.value).ok();
+        let spent = assignment.as_ref().is_some_and(|a| counts.spent(&node, &name, a));
+        let on_node = JobOnNode { spent, ..on_node(node, online, entry, current) };
         let view = views.entry(name.clone()).or_insert_with(|| blank(name, JobSource::Etcd));
         if view.source == JobSource::Etcd || !view.tree.is_empty() {
-            let next = Assignment::from_etcd(&entry.value).ok().and_then(|a| next_of(&a, now));
+            let next = assignment.filter(|_| !spent).and_then(|a| next_of(&a, now));
             view.next = [view.next, next].into_iter().flatten().min();
         }
         view.nodes.push(on_node);
     }
     for view in views.values_mut() {
         view.nodes.sort_by(|a, b| a.node.cmp(&b.node));
+        if !view.nodes.is_empty() && view.nodes.iter().all(|n| n.spent) {
+            view.next = None;
+        }
     }
     views
 }
@@ -243,6 +260,7 @@ fn on_node(node: NodeId, online: bool, entry: &Entry, current: Option<CronId>) -
         express: assignment.as_ref().map(|a| a.express.clone()).unwrap_or_default(),
         cmd: assignment.map(|a| a.cmd).unwrap_or_default(),
         problem,
+        spent: false,
         current,
     }
 }

@@ -13,6 +13,7 @@ mod live;
 mod nodes;
 mod probe;
 mod runs;
+mod spent;
 mod tasks;
 mod tree;
 mod trigger;

@@ -325,6 +325,7 @@ impl Agent {
         let Some(job) = plan.job.as_ref().and_then(|id| self.table.get_mut(id)) else { return };
         job.runs = job.runs.saturating_add(1);
         if job.is_exhausted() {
+            self.engine.spent.post(job.id.clone(), job.spent());
             self.agenda.remove(number);
         }
     }

@@ -17,6 +17,19 @@ use tracing::{debug, warn};
 /// Writes to the state that go together.
 const TOGETHER: usize = 256;
 
+/// What the last life of this worker held at the key of an assignment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Before {
+    /// Nothing, or it is not known.
+    Nothing,
+    /// The same schedule, so the slots since then count as missed.
+    Same,
+    /// The same times, which were not followed or not in the same way.
+    SameTimes,
+    /// Another schedule.
+    Other,
+}
+
 impl Agent {
     /// Goes on with the assignments of the last life, as etcd cannot be heard.
     pub(super) async fn load_snapshot(&mut self) {
@@ -30,7 +43,7 @@ impl Agent {
         warn!(jobs = entries.len(), "etcd cannot be reached; going on with the last known jobs");
         let now = Timestamp::now();
         for entry in entries {
-            self.load(entry, now, true).await;
+            self.load(entry, now, Before::Same).await;
         }
         self.cursors.clear();
         self.loaded = true;
@@ -58,6 +71,10 @@ impl Agent {
             }
         };
         self.write_fresh().await;
+        if !self.gone.is_empty() {
+            self.gone.clear();
+            self.since = now;
+        }
         let holdings = Holdings { digest: self.table.digest(), revision };
         self.outlets.progress.holds(holdings);
         self.tell();
@@ -77,9 +94,13 @@ impl Agent {
             }
             let known = self.snapshot.remove(&entry.key);
             let kept = known.as_ref().is_some_and(|old| *old == entry.value);
-            let same = kept || known.is_some_and(|old| same_schedule(&old, &entry.value));
+            let before = match known {
+                Some(_) if kept => Before::Same,
+                Some(old) => before(&old, &entry.value),
+                None => Before::Nothing,
+            };
             let copy = (!kept).then(|| remember(&entry));
-            if self.load(entry, now, same).await {
+            if self.load(entry, now, before).await {
                 changed.extend(copy);
             }
             if changed.len() >= TOGETHER {
@@ -91,9 +112,10 @@ impl Agent {
         for key in std::mem::take(&mut self.snapshot).into_keys() {
             self.keep_no_more(key).await;
         }
-        let cursors = std::mem::take(&mut self.cursors);
-        for job in cursors.into_keys().filter(|job| self.table.number(job).is_none()) {
-            self.forget(job.clone()).await;
+        for job in std::mem::take(&mut self.cursors).into_keys() {
+            if self.table.number(&job).is_none() {
+                self.forget(job).await;
+            }
         }
         self.loaded = true;
         // Requests that were taken back while nobody watched.
@@ -107,6 +129,8 @@ impl Agent {
         for entry in self.without_served(asked).await {
             self.asked(entry).await;
         }
+        let spent = self.table.jobs().filter_map(|job| Some((job.id.clone(), job.spent()?)));
+        self.engine.spent.all(spent.collect());
     }
 
     /// Lets go what is not among `entries`.
@@ -129,7 +153,7 @@ impl Agent {
         match change {
             Change::Put(entry) if entry.key.starts_with(&assignments) => {
                 let copy = remember(&entry);
-                if self.load(entry, now, false).await {
+                if self.load(entry, now, Before::Nothing).await {
                     self.keep(vec![copy]).await;
                 }
             }
@@ -142,10 +166,8 @@ impl Agent {
         }
     }
 
-    /// Takes an assignment in. `resume`: it is the one this worker held in its last
-    /// life, so the slots since then count as missed. Answers whether it is another than
-    /// was held before.
-    pub(super) async fn load(&mut self, entry: Entry, now: Timestamp, resume: bool) -> bool {
+    /// Takes an assignment in. Answers whether it is another than was held before.
+    pub(super) async fn load(&mut self, entry: Entry, now: Timestamp, before: Before) -> bool {
         let held = self.table.at_key(&self.engine.node, &entry.key);
         if held.as_ref().and_then(|id| self.table.get(id)).is_some_and(|j| j.is(&entry.value)) {
             return false;
@@ -169,22 +191,31 @@ impl Agent {
             return self.refuse(&entry, &e).await;
         }
         self.table.refuse_no_more(&entry.key);
-        self.take_in(read, entry.value, now, resume).await;
+        self.take_in(read, entry.value, now, before).await;
         true
     }
 
-    async fn take_in(&mut self, read: Read, value: Vec<u8>, now: Timestamp, resume: bool) {
+    async fn take_in(&mut self, read: Read, value: Vec<u8>, now: Timestamp, before: Before) {
         let id = read.id.clone();
         let cursor = self.cursors.get(&id).copied();
         let mut runs = cursor.map_or(0, |c| u32::try_from(c.runs).unwrap_or(u32::MAX));
-        let mut edited = false;
-        let after = match self.table.get(&id) {
-            Some(old) => {
+        // The one slot of `@at` was still to come when this node was given the job: it
+        // counts as missed if the worker hears of it too late.
+        let is_at = read.is_at();
+        let (mut edited, mut new) = (false, false);
+        let after = match (self.table.get(&id), cursor) {
+            (Some(old), _) => {
                 runs = old.runs;
                 edited = !old.same_schedule(&read);
-                (!edited).then_some(old.after)
+                (!edited || is_at && !old.same_times(&read)).then_some(old.after)
             }
-            None => cursor.filter(|_| resume).map(|c| c.slot),
+            (None, Some(cursor)) if before == Before::Same => Some(cursor.slot),
+            (None, _) if !is_at || before == Before::SameTimes => None,
+            (None, Some(cursor)) => Some(cursor.slot),
+            (None, None) => {
+                new = true;
+                Some(self.since.min(now)).filter(|_| !self.gone.contains(&id))
+            }
         };
         if edited {
             let why = "the job's schedule was changed before the slot began";
@@ -199,15 +230,20 @@ impl Agent {
             !ahead
         });
         debug!(job = %id, express = read.assignment.express, "job loaded");
-        if after.is_none() {
-            // From now on the worker answers for every slot, also over a restart. A cursor
+        let from = after.unwrap_or(now);
+        if after.is_none() || edited || new {
+            // From here on the worker answers for every slot, also over a restart. A cursor
             // ahead of now, of a clock that went back, would swallow slots.
             self.overlap.forget_cursor(&id);
-            self.restart(&id, now).await;
+            self.restart(&id, from).await;
         }
-        let number = self.table.insert(&self.engine.node, read, value, after.unwrap_or(now), runs);
+        let was_spent = self.table.get(&id).and_then(Job::spent);
+        let number = self.table.insert(&self.engine.node, read, value, from, runs);
         self.agenda.remove(number);
         let Some(job) = self.table.at(number) else { return };
+        if self.loaded && job.spent() != was_spent {
+            self.engine.spent.post(id.clone(), job.spent());
+        }
         if job.is_once() {
             self.ask_claimed(&id);
         } else if job.scheduled().is_some_and(|w| w.schedule.is_reboot()) {
@@ -253,6 +289,9 @@ impl Agent {
             if let Some(claim) = self.table.get_mut(&id).map(|job| job.claim_key()) {
                 self.table.ahead.remove(&claim);
             }
+            if self.table.get(&id).is_some_and(|job| job.spent().is_some()) {
+                self.engine.spent.post(id.clone(), None);
+            }
             if let Some(number) = self.table.remove(&id) {
                 self.agenda.remove(number);
             }
@@ -263,8 +302,9 @@ impl Agent {
         }
     }
 
-    async fn forget(&self, job: Name) {
-        if let Err(e) = self.engine.state.forget_job_later(job).await {
+    async fn forget(&mut self, job: Name) {
+        self.gone.insert(job.clone());
+        if let Err(e) = self.engine.state.forget_job_later(job, Timestamp::now()).await {
             warn!(error = %e, "cannot forget the cursor of a job");
         }
     }
@@ -322,12 +362,15 @@ fn remember(entry: &Entry) -> SnapshotEntry {
     SnapshotEntry { key, mod_revision: entry.mod_revision, value }
 }
 
-/// Whether two values of a key follow the same schedule.
-fn same_schedule(old: &[u8], new: &[u8]) -> bool {
+/// How the schedules of two values of a key stand to each other.
+fn before(old: &[u8], new: &[u8]) -> Before {
     match (Assignment::read(old), Assignment::read(new)) {
-        (Ok((old, before)), Ok((new, after))) => {
-            (before, old.status, old.is_once()) == (after, new.status, new.is_once())
+        (Ok((old, before)), Ok((new, after))) if before == after => {
+            match (old.status, old.is_once()) == (new.status, new.is_once()) {
+                true => Before::Same,
+                false => Before::SameTimes,
+            }
         }
-        _ => false,
+        _ => Before::Other,
     }
 }

@@ -42,7 +42,7 @@ use meepo_core::{
 use once::{Once, Round};
 use overlap::{Asked, Overlap};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -135,6 +135,10 @@ pub struct Agent {
     loaded: bool,
     /// Jobs whose schedule has just started anew, with the instant from which on.
     fresh: Vec<(Name, Timestamp)>,
+    /// A job without a cursor has had no slot here since then.
+    since: Timestamp,
+    /// Jobs whose cursors went with what is being taken in.
+    gone: HashSet<Name>,
     /// Assignments of the last life.
     snapshot: BTreeMap<String, Vec<u8>>,
     /// When the host started.
@@ -154,6 +158,7 @@ impl Agent {
     ) -> anyhow::Result<Self> {
         let (reports, inbox) = mpsc::channel(1024);
         let cursors = engine.state.cursors().await?.into_iter().collect();
+        let since = engine.state.forgotten_at().await?;
         let mut waits = Waits::default();
         for wait in engine.state.waits().await? {
             // Ends of tasks' parts are kept there too, for who tells etcd of them.
@@ -183,6 +188,8 @@ impl Agent {
             cursors,
             loaded: false,
             fresh: Vec::new(),
+            since,
+            gone: HashSet::new(),
             snapshot,
             boot: boot_time(),
             stop,

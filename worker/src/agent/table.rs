@@ -62,6 +62,11 @@ impl Read {
         let id = assignment.id_at(rest)?;
         Ok(Self { id, assignment, when, oldest_form: rest.is_empty() })
     }
+
+    /// Whether it has one slot only.
+    pub(super) fn is_at(&self) -> bool {
+        self.when.as_ref().is_some_and(|when| when.schedule.is_at())
+    }
 }
 
 impl Job {
@@ -81,6 +86,12 @@ impl Job {
     /// Whether as many slots have run as may.
     pub(super) fn is_exhausted(&self) -> bool {
         self.max_runs.is_some_and(|max| self.runs >= max.get())
+    }
+
+    /// How many slots have run, if that is as many as may. Slots of a job that runs once are
+    /// counted by their claims.
+    pub(super) fn spent(&self) -> Option<u32> {
+        Some(self.runs).filter(|_| self.is_exhausted() && !self.once)
     }
 
     /// How many slots may run still.
@@ -120,6 +131,11 @@ impl Job {
     pub(super) fn same_schedule(&self, new: &Read) -> bool {
         (self.when.as_deref(), self.status, self.once)
             == (new.when.as_ref(), new.assignment.status, new.assignment.is_once())
+    }
+
+    /// Whether both have the same slots, followed or not.
+    pub(super) fn same_times(&self, new: &Read) -> bool {
+        self.when.as_deref() == new.when.as_ref()
     }
 
     /// Its part of the digest.

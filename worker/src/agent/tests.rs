@@ -2,6 +2,7 @@
 
 use super::{
     fire::Slots,
+    load::Before,
     overlap::{Asked, Request},
     *,
 };
@@ -59,7 +60,8 @@ fn entry(key: &str, value: &str) -> Entry {
 
 impl Rig {
     pub(super) async fn load(&mut self, value: &str, resume: bool) {
-        self.agent.load(entry(KEY, value), Timestamp::now(), resume).await;
+        let before = if resume { Before::Same } else { Before::Nothing };
+        self.agent.load(entry(KEY, value), Timestamp::now(), before).await;
         self.agent.write_fresh().await;
     }
 
@@ -280,7 +282,7 @@ async fn the_oldest_key_form_holds_one_job() {
     let key = "/cron/jobs/127.0.0.9/";
     for task_id in ["a", "b"] {
         let value = format!(r#"{{"cmd":"true","express":"0 0 1 1 *","task_id":"{task_id}"}}"#);
-        rig.agent.load(entry(key, &value), Timestamp::now(), false).await;
+        rig.agent.load(entry(key, &value), Timestamp::now(), Before::Nothing).await;
     }
     let held: Vec<_> = rig.agent.table.ids().map(Name::as_str).collect();
     assert_eq!((held, rig.agent.agenda.len()), (vec!["b"], 1));

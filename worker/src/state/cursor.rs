@@ -38,14 +38,21 @@ impl State {
             .await
     }
 
-    /// Removes the cursor of a job that is gone, with its count of runs.
-    pub async fn forget_job(&self, job: Name) -> Result<(), StateError> {
-        self.call(move |cx| forget(&cx.conn, &job)).await
+    /// Removes the cursor of a job that is gone, with its count of runs, at `now`.
+    pub async fn forget_job(&self, job: Name, now: Timestamp) -> Result<(), StateError> {
+        self.call(move |cx| forget(&cx.conn, &job, now)).await
     }
 
     /// Sends [`State::forget_job`]; as [`State::note_runs_later`].
-    pub async fn forget_job_later(&self, job: Name) -> Result<(), StateError> {
-        self.later(move |cx| forget(&cx.conn, &job)).await
+    pub async fn forget_job_later(&self, job: Name, now: Timestamp) -> Result<(), StateError> {
+        self.later(move |cx| forget(&cx.conn, &job, now)).await
+    }
+
+    /// When a cursor was last removed, or else the file made: a job without a cursor has had
+    /// no slot here since then.
+    pub async fn forgotten_at(&self) -> Result<Timestamp, StateError> {
+        self.call(|cx| cx.conn.query_row("SELECT at FROM forgotten", [], |r| r.get(0).map(instant)))
+            .await
     }
 }
 
@@ -87,8 +94,12 @@ fn restart(conn: &Connection, job: &Name, slot: Timestamp) -> Result<()> {
     .map(drop)
 }
 
-fn forget(conn: &Connection, job: &Name) -> Result<()> {
-    conn.prepare_cached("DELETE FROM cursor WHERE job = ?1")?.execute([job.as_str()]).map(drop)
+fn forget(conn: &Connection, job: &Name, now: Timestamp) -> Result<()> {
+    let gone = conn.prepare_cached("DELETE FROM cursor WHERE job = ?1")?.execute([job.as_str()])?;
+    if gone > 0 {
+        conn.prepare_cached("UPDATE forgotten SET at = ?1")?.execute([millis(now)])?;
+    }
+    Ok(())
 }
 
 fn one(conn: &Connection, job: &Name) -> Result<Option<Cursor>> {

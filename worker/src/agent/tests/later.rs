@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::agent::waits::promise;
+use meepo_coord::watch::Change;
 use meepo_core::run::RunRecord;
 
 /// The end of a run whose job wants it tried again.
@@ -39,6 +40,95 @@ async fn jitter_moves_the_start_and_not_the_slot() {
     rig.agent.fire_due().await;
     let slots: Vec<_> = rig.agent.overlap.drain().iter().map(|a| a.plan.slot).collect();
     assert!(slots.iter().all(|s| s.as_second() % 60 == 0), "{slots:?}");
+}
+
+fn at(instant: Timestamp, more: &str) -> String {
+    format!(r#"{{"cmd":"true","express":"@at {instant}"{more}}}"#)
+}
+
+/// What the agent finds in etcd when it starts, `value` being all there is, after a life that
+/// held `before`.
+async fn found(rig: &mut Rig, before: Option<&str>, value: &str) {
+    let before = before.map(|value| (KEY.to_owned(), value.as_bytes().to_vec()));
+    rig.agent.snapshot.extend(before);
+    let entries = vec![entry(KEY, value)];
+    rig.agent.heard(Batch::Reset { entries, revision: 1 }).await;
+    rig.agent.fire_due().await;
+}
+
+#[tokio::test]
+async fn an_instant_that_has_passed_unheard_is_missed_unless_it_may_have_run_here() {
+    let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap();
+    let ago = |minutes| now - SignedDuration::from_mins(minutes);
+    let due = at(ago(5), "");
+    // The file is older than the instant, or it is not.
+    for (since, missed) in [(ago(60), 1), (ago(4), 0), (now + SignedDuration::from_mins(9), 0)] {
+        let mut rig = rig().await;
+        rig.agent.since = since;
+        found(&mut rig, None, &due).await;
+        let records = rig.records().await;
+        assert_eq!(records.len(), missed, "{since}: {records:?}");
+        assert!(records.iter().all(|r| (r.state, r.slot) == (RunState::Missed, ago(5))));
+    }
+    let mut rig = rig().await;
+    rig.agent.since = ago(60);
+    found(&mut rig, None, &at(ago(5), r#","misfire":"once""#)).await;
+    assert_eq!(rig.agent.overlap.next().unwrap().plan.cause, Cause::Misfire);
+}
+
+#[tokio::test]
+async fn an_instant_counts_as_missed_only_where_the_schedule_was_to_be_followed() {
+    let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap();
+    let ago = |minutes| now - SignedDuration::from_mins(minutes);
+    let due = at(ago(5), "");
+    let missed = async |before: &str, cursor: Timestamp| {
+        let mut rig = rig().await;
+        rig.agent.since = ago(60);
+        rig.agent.cursors.insert(j(), Cursor { slot: cursor, runs: 0 });
+        found(&mut rig, Some(before), &due).await;
+        rig.records().await.len()
+    };
+    assert_eq!(missed(&due, ago(30)).await, 1, "nothing has changed");
+    assert_eq!(missed(&due, ago(5)).await, 0, "it has run");
+    assert_eq!(missed(YEARLY, ago(30)).await, 1, "another schedule before");
+    assert_eq!(missed(YEARLY, ago(1)).await, 0, "changed after it had passed");
+    assert_eq!(missed(&at(ago(5), r#","status":"pause""#), ago(30)).await, 0, "it was paused");
+    // The same in one life.
+    let mut rig = rig().await;
+    rig.load(YEARLY, false).await;
+    rig.agent.table.get_mut(&j()).unwrap().after = ago(30);
+    rig.load(&at(ago(5), r#","status":"pause""#), false).await;
+    rig.load(&due, false).await;
+    rig.agent.fire_due().await;
+    assert!(rig.records().await.is_empty(), "it was paused");
+    rig.load(YEARLY, false).await;
+    rig.agent.table.get_mut(&j()).unwrap().after = ago(30);
+    rig.load(&due, false).await;
+    rig.agent.fire_due().await;
+    assert_eq!(rig.records().await.len(), 1);
+}
+
+#[tokio::test]
+async fn an_instant_that_ran_does_not_run_again_when_its_job_is_put_anew() {
+    let mut rig = rig().await;
+    let now = Timestamp::now();
+    let due = at(Timestamp::from_second(now.as_second() - 60).unwrap(), "");
+    rig.agent.since = now - SignedDuration::from_hours(1);
+    found(&mut rig, None, &due).await;
+    assert_eq!(rig.records().await.len(), 1);
+    let delete = Change::Delete { key: KEY.to_owned(), revision: 2 };
+    let put = || Change::Put(entry(KEY, &due));
+    // At once, or later.
+    rig.agent.heard(Batch::Changes(vec![delete, put()])).await;
+    let delete = Change::Delete { key: KEY.to_owned(), revision: 3 };
+    rig.agent.heard(Batch::Changes(vec![delete])).await;
+    rig.agent.heard(Batch::Changes(vec![put()])).await;
+    rig.agent.fire_due().await;
+    assert_eq!(rig.records().await.len(), 1);
+    assert!(
+        rig.agent.engine.state.forgotten_at().await.unwrap()
+            >= rig.agent.since - SignedDuration::from_secs(1)
+    );
 }
 
 #[tokio::test]
@@ -204,7 +294,7 @@ async fn a_key_with_more_parts_is_no_job_and_harms_none() {
     let mut rig = rig().await;
     rig.load(YEARLY, false).await;
     let nested = entry("/cron/jobs/127.0.0.9/x/j", YEARLY);
-    rig.agent.load(nested.clone(), Timestamp::now(), false).await;
+    rig.agent.load(nested.clone(), Timestamp::now(), Before::Nothing).await;
     assert!(rig.agent.table.get(&j()).is_some() && rig.agent.table.problems.len() == 1);
     rig.agent.unload(&nested.key).await;
     assert!(rig.agent.table.get(&j()).is_some() && rig.agent.table.problems.is_empty());
@@ -237,4 +327,34 @@ async fn without_a_lease_nothing_claimed_begins_and_what_others_may_run_is_ended
     rig.lease.send_replace(LeaseState::Held { id: 1, until });
     rig.agent.begin_ready().await;
     assert_eq!(rig.agent.engine.registry.active(), [own.run_id]);
+}
+
+const EVERY_MINUTE: &str = r#"{"cmd":"true","express":"* * * * *","misfire":"once"}"#;
+
+#[tokio::test]
+async fn a_clock_that_was_set_runs_nothing_twice_and_forgets_nothing() {
+    let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap();
+    let by = |minutes| now + SignedDuration::from_mins(minutes);
+    // How far the job was when the clock was set, as the new clock sees it.
+    let set = async |after: Timestamp| {
+        let mut rig = rig().await;
+        rig.load(EVERY_MINUTE, false).await;
+        rig.agent.table.get_mut(&j()).unwrap().after = after;
+        rig.agent.reschedule().await;
+        rig.agent.fire_due().await;
+        let missed = rig.records().await.len();
+        (rig.agent.overlap.ready(), missed, rig.agent.agenda.head().unwrap(), rig.after())
+    };
+    // Forward by an hour, or a night asleep: missed slots, of which one is made up for.
+    let (made_up, missed, next, _) = set(by(-60)).await;
+    assert_eq!(made_up, 1);
+    assert!((58..=60).contains(&missed) && next > now, "{missed} {next}");
+    // Back by an hour: what has run does not run again.
+    let (started, missed, next, after) = set(by(60)).await;
+    assert_eq!((started, missed, after), (0, 0, by(60)));
+    assert!(next > by(60), "{next}");
+    // Back by a day: the time before was wrong.
+    let (started, missed, next, after) = set(by(24 * 60)).await;
+    assert_eq!((started, missed), (0, 0));
+    assert!(after < by(1) && next <= by(2), "{after} {next}");
 }

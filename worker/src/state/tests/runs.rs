@@ -24,8 +24,14 @@ async fn a_run_begins_once_and_a_slot_is_taken_once() {
     assert_eq!(state.begin_run(&record(RunState::Running), None).await.unwrap(), Begin::New);
     let cursor = Cursor { slot: at(1_001), runs: 2 };
     assert_eq!(state.cursors().await.unwrap(), [(job("backup"), cursor)].into());
-    state.forget_job(job("backup")).await.unwrap();
+    let made = state.forgotten_at().await.unwrap();
+    let now = Timestamp::now();
+    assert!(now.duration_since(made).abs() < jiff::SignedDuration::from_mins(5), "{made}");
+    state.forget_job(job("other"), at(5_000)).await.unwrap();
+    assert_eq!(state.forgotten_at().await.unwrap(), made, "there was none");
+    state.forget_job(job("backup"), at(5_000)).await.unwrap();
     assert!(state.cursors().await.unwrap().is_empty());
+    assert_eq!(state.forgotten_at().await.unwrap(), at(5_000));
 }
 
 #[tokio::test]
@@ -177,7 +183,7 @@ async fn only_runs_that_begin_count_and_a_new_schedule_keeps_the_count() {
     assert_eq!(there().await, Some(Cursor { slot: at(5), runs: 2 }));
     assert!(begin(6).await.is_new());
     assert_eq!(there().await, Some(Cursor { slot: at(6), runs: 3 }));
-    state.forget_job(job("backup")).await.unwrap();
+    state.forget_job(job("backup"), at(9)).await.unwrap();
     assert_eq!(there().await, None);
     state.restart_cursors_later(vec![(job("backup"), at(7))]).await.unwrap();
     assert_eq!(there().await, Some(Cursor { slot: at(7), runs: 0 }));
