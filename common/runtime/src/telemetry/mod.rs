@@ -7,9 +7,9 @@ use std::{
     str::FromStr,
     sync::atomic::{AtomicBool, Ordering},
 };
-use tracing::Subscriber;
+use tracing::{Level, Subscriber};
 use tracing_subscriber::{
-    EnvFilter, Layer, fmt::format::JsonFields, layer::SubscriberExt, registry,
+    Layer, filter::Targets, fmt::format::JsonFields, layer::SubscriberExt, registry,
     registry::LookupSpan, util::SubscriberInitExt,
 };
 
@@ -44,8 +44,9 @@ pub fn spans() -> bool {
     SPANS.load(Ordering::Relaxed)
 }
 
-/// Starts logging, and traces if somebody collects them. `MEEPO_LOG` holds a filter of log
-/// lines in the syntax of `tracing` (default `info`). A second call does nothing. What is
+/// Starts logging, and traces if somebody collects them. `MEEPO_LOG` holds levels of log
+/// lines in the syntax of `tracing`, by module if need be (`info,meepo_worker=debug`; default
+/// `info`). A second call does nothing. What is
 /// answered sends the last spans when it is dropped. With traces it must be called within a
 /// runtime.
 ///
@@ -55,7 +56,9 @@ pub fn init(
     format: LogFormat,
     collector: Option<&trace::Collector>,
 ) -> anyhow::Result<trace::Traces> {
-    let filter = EnvFilter::try_from_env("MEEPO_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    // Not the filter that knows spans and fields, too: its regular expressions are a megabyte.
+    let levels = std::env::var("MEEPO_LOG").ok().and_then(|levels| levels.parse().ok());
+    let filter: Targets = levels.unwrap_or_else(|| Targets::new().with_default(Level::INFO));
     SPANS.store(format == LogFormat::Json || collector.is_some(), Ordering::Relaxed);
     // An error means that a subscriber is there already, as in tests: keep that one.
     let Some(collector) = collector else {
