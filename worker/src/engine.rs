@@ -10,7 +10,7 @@ use crate::{
     custody::Custody,
     drain::Asked,
     failpoint::{self, Place},
-    http_run::{Call, Requests},
+    http_run::{self, Call, Requests},
     metrics::Metrics,
     process::{
         Began, Cgroups, Command, Control, Ended, KillReason, Leftovers, OutputHub, Runner,
@@ -204,7 +204,7 @@ impl Engine {
         if plan.assignment.survive_restart {
             return self.surviving.start(run_id, plan.assignment.clone(), command).await;
         }
-        let started = self.runner.spawn(run_id, command).await;
+        let started = self.runner.spawn_held(run_id, command).await;
         started.map_err(|e| e.ended(to_millis(Timestamp::now())))
     }
 
@@ -243,15 +243,15 @@ impl Engine {
         let timeout = a.timeout.map(Into::into);
         let output = (a.output_limit(), a.output_keep);
         let call = Call::new(&a.cmd, request, self.facts(plan), timeout, output);
-        let running = match call {
+        let http_run::Running { started_at, control, output, ended } = match call {
             Ok(call) => self.requests.start(plan.run_id, call),
             Err(e) => return (Ended::not_started(e.to_string(), Timestamp::now()), Vec::new()),
         };
+        tokio::pin!(ended);
         self.metrics.started.inc();
-        record.started_at = Some(running.started_at);
-        let (control, output) = (running.control.clone(), running.output.clone());
+        record.started_at = Some(started_at);
         let long = tokio::time::sleep(BRIEF).map(|()| None);
-        self.accompany(record, long, control, output, running.wait()).await
+        self.accompany(record, long, control, output, ended).await
     }
 
     /// Makes a run known that has started, and keeps its output until it ends. Answers the
@@ -280,12 +280,17 @@ impl Engine {
             }
             began = long => began,
         };
-        if let Err(e) = self.note_started(record, began).await {
-            // The journal knows the run without its pid; see `recover`.
-            warn!(run_id = %record.run_id, error = %e, "cannot note the process in the journal");
-        }
-        self.publish(record);
-        let (mut ended, lost) = tokio::join!(end, spooling());
+        let telling = async {
+            if let Err(e) = self.note_started(record, began).await {
+                // The journal knows the run without its pid; see `recover`.
+                let run_id = record.run_id;
+                warn!(%run_id, error = %e, "cannot note the process in the journal");
+            }
+            self.publish(record);
+            spooling().await
+        };
+        // Whatever the disk does, the run is accompanied.
+        let (mut ended, lost) = tokio::join!(end, telling);
         ended.dropped_bytes += lost;
         (ended, Vec::new())
     }

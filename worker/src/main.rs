@@ -137,7 +137,8 @@ fn serve(config: config::Config) -> anyhow::Result<()> {
         let termination = tasks::termination();
         // From here on: its default action would end the worker.
         let mut drain = signal(SignalKind::user_defined1())?;
-        let worker = Worker::start(config).await?;
+        // On the heap, as the stack of this thread would keep what it has once used.
+        let worker = Box::pin(Worker::start(config)).await?;
         let draining = async {
             if drain.recv().await.is_none() {
                 return std::future::pending().await;

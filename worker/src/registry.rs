@@ -35,6 +35,18 @@ struct Entry {
     stage: watch::Sender<Stage>,
 }
 
+impl Entry {
+    /// Changes the stage. To wake nobody costs more than all else here, so it is not tried;
+    /// who comes later looks first.
+    fn tell(&self, change: impl FnOnce(&mut Stage)) {
+        let watched = self.stage.receiver_count() > 0;
+        self.stage.send_if_modified(|stage| {
+            change(stage);
+            watched
+        });
+    }
+}
+
 /// How far a run is.
 #[derive(Debug, Clone, Default)]
 pub enum Stage {
@@ -69,7 +81,7 @@ impl Registry {
                 control.kill(reason);
             }
             entry.control = Some(control);
-            entry.stage.send_replace(Stage::Started(output));
+            entry.tell(|stage| *stage = Stage::Started(output));
         }
     }
 
@@ -80,7 +92,7 @@ impl Registry {
         if let Some(entry) = inner.runs.get_mut(&run_id) {
             entry.control = None;
             entry.over = true;
-            entry.stage.send_modify(|stage| {
+            entry.tell(|stage| {
                 let output = match stage {
                     Stage::Started(output) => Some(output.clone()),
                     _ => None,

@@ -203,10 +203,13 @@ impl Agent {
     pub async fn run(self, etcd: mpsc::Receiver<Batch>) -> anyhow::Result<()> {
         let (tx, over) = oneshot::channel();
         let work = move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let worked = runtime
+            // What waits for a while does so on the runtime of everything else.
+            let tasks = self.tasks.clone();
+            let _context = tasks.enter();
+            let worked = WallTimer::new()
+                .and_then(|timer| timer.block_on(self.work(&timer, etcd)))
                 .context("cannot start the scheduler")
-                .and_then(|runtime| runtime.block_on(self.work(etcd)));
+                .flatten();
             // Nobody waits if the worker was dropped.
             let _ = tx.send(worked);
         };
@@ -214,8 +217,11 @@ impl Agent {
         over.await.context("the scheduler has panicked")?
     }
 
-    async fn work(mut self, mut etcd: mpsc::Receiver<Batch>) -> anyhow::Result<()> {
-        let timer = WallTimer::new()?;
+    async fn work(
+        mut self,
+        timer: &WallTimer,
+        mut etcd: mpsc::Receiver<Batch>,
+    ) -> anyhow::Result<()> {
         let mut heard = false;
         let mut preferred = false;
         let patience = tokio::time::sleep(SNAPSHOT_AFTER);

@@ -67,7 +67,7 @@ impl Settings {
 
 /// A client that may be yet to be made. Locked while it is made, so that many runs at once
 /// make but one.
-type Slot = Arc<Mutex<Option<Client>>>;
+type Slot = Arc<Mutex<Option<Arc<Client>>>>;
 
 /// The clients in use, by their settings.
 #[derive(Debug, Default)]
@@ -77,7 +77,7 @@ pub(super) struct Clients {
 
 impl Clients {
     /// The client for `request`. Errors: its certificates cannot be read.
-    pub(super) async fn get(&self, request: &HttpRequest) -> Result<Client, String> {
+    pub(super) async fn get(&self, request: &HttpRequest) -> Result<Arc<Client>, String> {
         let settings = Settings::of(request);
         let mut slot = self.slot(&settings).lock_owned().await;
         if let Some(client) = &*slot {
@@ -87,7 +87,7 @@ impl Clients {
         // mount that hangs takes one thread, not one a run.
         tokio::task::spawn_blocking(move || {
             let client = client(&settings)?;
-            Ok(slot.insert(client).clone())
+            Ok(slot.insert(Arc::new(client)).clone())
         })
         .await
         .map_err(|e| format!("cannot read certificates: {e}"))?

@@ -1,7 +1,7 @@
 //! Runs of `executor: http`: a request made by the worker itself, without a process.
 //!
 //! ```text
-//! Call ──Requests::start──► Running { Control, OutputHub, wait() → Ended }
+//! Call ──Requests::start──► Running { Control, OutputHub, ended → Ended }
 //! ```
 //!
 //! To the rest of the worker such a run is like one of a process: the same control ends
@@ -24,10 +24,10 @@
 mod client;
 mod exchange;
 
-use crate::process::{Control, Ended, KillReason, Orders, OutputHub, Writer};
+use crate::process::{Control, Ended, KillReason, OutputHub, Received, Writer};
 use bytes::Bytes;
 use client::Clients;
-use futures::{FutureExt, future::BoxFuture};
+use futures::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header::USER_AGENT};
 use jiff::Timestamp;
 use meepo_core::{
@@ -40,7 +40,7 @@ use meepo_core::{
     run::{RunState, to_millis},
 };
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
-use tokio::{sync::watch, time::sleep};
+use tokio::time::sleep;
 
 /// What a run is told of itself: the variable that a process gets, and the header.
 static FACTS: [(&str, HeaderName); 6] = [
@@ -90,7 +90,7 @@ impl Call {
         }
         for (name, value) in facts {
             let key = FACTS.iter().find(|(fact, _)| *fact == name).map(|(_, header)| header);
-            let pair = key.cloned().zip(HeaderValue::try_from(value).ok());
+            let pair = key.cloned().zip(HeaderValue::from_str(&value).ok());
             let (key, value) = pair.ok_or_else(|| bad(format!("http.headers.{name}")))?;
             headers.insert(key, value);
         }
@@ -108,38 +108,39 @@ pub struct Requests {
 impl Requests {
     /// Makes `call` as run `run_id` once it is waited for, within a tokio runtime.
     /// Whatever goes wrong is told by the run's end.
-    pub fn start(&self, run_id: RunId, call: Call) -> Running {
+    pub fn start(&self, run_id: RunId, call: Call) -> Running<impl Future<Output = Ended> + use<>> {
         let (output, writer) = Writer::new(run_id, call.output.0, call.output.1);
         let (control, orders) = Control::new();
         let started_at = to_millis(Timestamp::now());
-        // Boxed, as it is large and would be moved from hand to hand.
-        let ended = Box::pin(follow(self.clients.clone(), call, writer, orders));
-        Running { started_at, control, output, ended }
+        let ended = follow(self.clients.clone(), call, writer, orders);
+        Running { started_at, control, ended: guarded(ended, output.clone()), output }
     }
 }
 
+/// The end that `ended` comes to, also if it panics.
+fn guarded(ended: impl Future<Output = Ended>, output: OutputHub) -> impl Future<Output = Ended> {
+    // Nothing is looked at any more that a panic may have left half done.
+    AssertUnwindSafe(ended).catch_unwind().map(move |ended| {
+        ended.unwrap_or_else(|_| {
+            // A defect of ours; the log has its words.
+            let message = "the worker failed at making the request".to_owned();
+            let end = End { state: RunState::Lost, ..End::failed(Code::BUG, message) };
+            end.at_last(output.counts())
+        })
+    })
+}
+
 /// A request under way.
-pub struct Running {
+pub struct Running<F> {
     /// When it was begun, millisecond precision.
     pub started_at: Timestamp,
     /// Ends it.
     pub control: Control,
     /// What it answers.
     pub output: OutputHub,
-    ended: BoxFuture<'static, Ended>,
-}
-
-impl Running {
-    /// Waits for the end. The output is complete by then.
-    pub async fn wait(self) -> Ended {
-        // Nothing is looked at any more that a panic may have left half done.
-        AssertUnwindSafe(self.ended).catch_unwind().await.unwrap_or_else(|_| {
-            // A defect of ours; the log has its words.
-            let message = "the worker failed at making the request".to_owned();
-            let end = End { state: RunState::Lost, ..End::failed(Code::BUG, message) };
-            end.at_last(self.output.counts())
-        })
-    }
+    /// Its end; the output is complete by then. Large: to be pinned where it is and not
+    /// moved from hand to hand.
+    pub ended: F,
 }
 
 /// Follows a request to its end, whoever brings it about.
@@ -147,14 +148,14 @@ async fn follow(
     clients: Arc<Clients>,
     call: Call,
     mut writer: Writer,
-    mut orders: watch::Receiver<Orders>,
+    mut orders: Received,
 ) -> Ended {
     let timeout = call.timeout;
     let killed = async {
-        match orders.wait_for(|o| o.kill.is_some()).await.map(|o| o.kill) {
-            Ok(Some(reason)) => reason,
-            // Nobody is left who could ask for it.
-            _ => std::future::pending().await,
+        loop {
+            if let Some(reason) = orders.next().await.kill {
+                break reason;
+            }
         }
     };
     let end = tokio::select! {

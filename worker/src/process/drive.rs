@@ -8,7 +8,7 @@ use super::{
     keep::Writer,
     pipes::{Input, Pipes},
     procfs::start_time,
-    runner::Orders,
+    runner::{Orders, Received},
     tree::Tree,
 };
 use jiff::Timestamp;
@@ -22,11 +22,7 @@ use std::{
     collections::VecDeque, io, os::unix::process::ExitStatusExt, process::ExitStatus, sync::Arc,
     time::Duration,
 };
-use tokio::{
-    process::Child,
-    sync::{oneshot, watch},
-    time::Instant,
-};
+use tokio::{process::Child, sync::oneshot, time::Instant};
 
 /// After the process' end: how long to wait for output of others that hold its pipes …
 const SILENCE: Duration = Duration::from_millis(500);
@@ -46,7 +42,7 @@ pub(super) struct Drive {
     pub(super) input: Input,
     pub(super) pipes: Pipes,
     pub(super) writer: Writer,
-    pub(super) orders: watch::Receiver<Orders>,
+    pub(super) orders: Received,
     pub(super) plan: KillPlan,
     /// When it is to be killed, and the timeout that says so.
     pub(super) timeout: Option<(Instant, Duration)>,
@@ -118,7 +114,6 @@ impl Drive {
         let mut start_error = None;
         // What a kill could not end.
         let mut stuck = Vec::new();
-        let mut orders_open = true;
         let sleep = tokio::time::sleep_until(Instant::now());
         tokio::pin!(sleep);
         loop {
@@ -153,9 +148,8 @@ impl Drive {
                     });
                     self.input.close();
                 }
-                order = self.orders.changed(), if orders_open && exit.is_none() => {
-                    orders_open = order.is_ok();
-                    self.obey(&mut killing).await;
+                orders = self.orders.next(), if exit.is_none() => {
+                    self.obey(orders, &mut killing).await;
                 }
                 () = &mut sleep, if alarm.is_some() => {
                     let now = Instant::now();
@@ -199,8 +193,7 @@ impl Drive {
     }
 
     /// Takes up new orders.
-    async fn obey(&mut self, killing: &mut Option<Killing>) {
-        let orders = self.orders.borrow_and_update().clone();
+    async fn obey(&mut self, orders: Orders, killing: &mut Option<Killing>) {
         let Some(reason) = orders.kill else { return };
         let reason = killing.as_ref().map_or(reason, |k| k.reason);
         match (&orders.plan, &killing) {

@@ -69,7 +69,7 @@ pub(crate) use keep::Writer;
 pub use leftover::{Leftover, Leftovers};
 pub(crate) use procfs::RUN_VARIABLE;
 pub use procfs::{is_alive, start_time};
-pub(crate) use runner::Orders;
+pub(crate) use runner::Received;
 pub use runner::{Began, Control, Runner, RunnerOptions, Running};
 pub use surviving::{Found, Surviving};
 

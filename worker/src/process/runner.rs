@@ -14,6 +14,7 @@ use super::{
     resolve,
     tree::{self, Tree},
 };
+use futures::{FutureExt, future::BoxFuture};
 use jiff::Timestamp;
 use meepo_core::{
     code::Code,
@@ -21,16 +22,23 @@ use meepo_core::{
     run::{RunState, to_millis},
 };
 use std::{
-    io,
+    collections::VecDeque,
+    fmt, io,
     os::unix::process::CommandExt,
+    panic::AssertUnwindSafe,
     path::PathBuf,
     process::Stdio,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
     time::Duration,
 };
 use tokio::{
     runtime::Handle,
-    sync::{mpsc, oneshot, watch},
+    sync::{Notify, Semaphore, oneshot},
+    task::JoinHandle,
 };
 
 /// Settings of a [`Runner`].
@@ -55,12 +63,65 @@ impl Default for RunnerOptions {
     }
 }
 
+/// Commands that may wait for a thread to start them; more wait outside.
+const QUEUE: usize = 256;
+
 /// Starts commands. Cloning is cheap. The threads end with the last clone.
 #[derive(Debug, Clone)]
 pub struct Runner {
-    requests: mpsc::Sender<Request>,
+    queue: Arc<Open>,
 }
 
+/// A queue that is closed when nobody can put anything in any more.
+#[derive(Debug)]
+struct Open(Arc<Queue>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.lock().closed = true;
+        self.0.came.notify_all();
+    }
+}
+
+/// Requests on their way to the threads. A thread that is busy takes the next one when it is
+/// done; only one that sleeps is woken.
+#[derive(Debug)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    came: Condvar,
+    room: Semaphore,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    requests: VecDeque<Request>,
+    closed: bool,
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        // Nothing is left half done while it is held.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next request; none when there will be no more.
+    fn next(&self) -> Option<Request> {
+        let mut waiting = self.lock();
+        loop {
+            if let Some(request) = waiting.requests.pop_front() {
+                drop(waiting);
+                self.room.add_permits(1);
+                return Some(request);
+            }
+            if waiting.closed {
+                return None;
+            }
+            waiting = self.came.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+#[derive(Debug)]
 struct Request {
     run_id: RunId,
     command: Command,
@@ -69,12 +130,15 @@ struct Request {
 }
 
 /// A started command on its way to the one who asked for it; killed if it gets lost.
-struct Unclaimed(Option<Running>);
+#[derive(Debug)]
+struct Unclaimed(Option<Running>, Handle);
 
 impl Drop for Unclaimed {
     fn drop(&mut self) {
-        if let Some(running) = &self.0 {
+        if let Some(running) = self.0.take() {
             running.control.kill_with(KillReason::Requested, KillPlan::NOW);
+            let _context = self.1.enter();
+            drop(running);
         }
     }
 }
@@ -91,8 +155,11 @@ pub(super) struct Spawner {
 impl Runner {
     /// Starts the threads. Errors: the system refuses a thread.
     pub fn new(options: RunnerOptions) -> io::Result<Self> {
-        let (requests, queue) = mpsc::channel::<Request>(256);
-        let queue = Arc::new(Mutex::new(queue));
+        let queue = Arc::new(Queue {
+            waiting: Mutex::default(),
+            came: Condvar::new(),
+            room: Semaphore::new(QUEUE),
+        });
         let spawner = Arc::new(Spawner {
             own: Account::own(),
             helper: options.helper,
@@ -101,18 +168,17 @@ impl Runner {
             // No run is older than its worker.
             scanner: Scanner::new(start_time(std::process::id()).unwrap_or(0)),
         });
+        // Closed also if not all threads can be had.
+        let open = Arc::new(Open(queue.clone()));
         for n in 0..options.threads.max(1) {
             let (queue, spawner) = (queue.clone(), spawner.clone());
-            std::thread::Builder::new().name(format!("spawner-{n}")).spawn(move || {
-                loop {
-                    // One thread waits for the next request, the others for the lock.
-                    let next = queue.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
-                    let Some(request) = next else { return };
+            thread::Builder::new().name(format!("spawner-{n}")).spawn(move || {
+                while let Some(request) = queue.next() {
                     spawner.serve(request);
                 }
             })?;
         }
-        Ok(Self { requests })
+        Ok(Self { queue: open })
     }
 
     /// Starts `command` as run `run_id`. Must be called within a
@@ -124,11 +190,23 @@ impl Runner {
     /// killed. Errors: the process could not be started. For another user some of the
     /// reasons are known only later; then the run ends with [`Code::CANNOT_START`].
     pub async fn spawn(&self, run_id: RunId, command: Command) -> Result<Running, StartError> {
+        let mut running = self.spawn_held(run_id, command).await?;
+        running.let_go();
+        Ok(running)
+    }
+
+    /// As [`spawn`](Self::spawn), but the output is read only while somebody is in
+    /// [`Running::wait`], until [`Running::let_go`]: a brief run costs no task of its own.
+    pub async fn spawn_held(&self, run_id: RunId, command: Command) -> Result<Running, StartError> {
         let (reply, answer) = oneshot::channel();
         let request = Request { run_id, command, runtime: Handle::current(), reply };
         let gone =
             || StartError::new(StartProblem::Other, "the threads that start processes are gone");
-        self.requests.send(request).await.map_err(|_| gone())?;
+        let queue = &self.queue.0;
+        // Given back by the thread that takes the request.
+        queue.room.acquire().await.map_err(|_| gone())?.forget();
+        queue.lock().requests.push_back(request);
+        queue.came.notify_one();
         answer.await.map_err(|_| gone())??.0.take().ok_or_else(gone)
     }
 }
@@ -140,17 +218,12 @@ impl Spawner {
             return;
         }
         let _guard = runtime.enter();
-        let started = self.start(run_id, command, &runtime);
+        let started = self.start(run_id, command);
         // Nobody waits any more: what was started dies with the answer.
-        let _ = reply.send(started.map(|running| Unclaimed(Some(running))));
+        let _ = reply.send(started.map(|running| Unclaimed(Some(running), runtime.clone())));
     }
 
-    fn start(
-        &self,
-        run_id: RunId,
-        mut command: Command,
-        runtime: &Handle,
-    ) -> Result<Running, StartError> {
+    fn start(&self, run_id: RunId, mut command: Command) -> Result<Running, StartError> {
         let prepared = self.prepare(run_id, &command)?;
         let stdin = command.stdin.take().filter(|text| !text.is_empty());
         let mut std = prepared.command;
@@ -201,7 +274,7 @@ impl Spawner {
             nonce: prepared.nonce,
             told: Some((started + self.brief, told)),
         };
-        let ended = runtime.spawn(drive.run());
+        let ended = Ending::of(drive.run());
         let began = Began::Told(began);
         Ok(Running { run_id, pid, began, started_at, control, output, ended })
     }
@@ -257,14 +330,75 @@ pub struct Running {
     pub control: Control,
     /// What it writes.
     pub output: OutputHub,
-    pub(super) ended: tokio::task::JoinHandle<Ended>,
+    pub(super) ended: Ending,
+}
+
+/// Who accompanies a command to its end.
+pub(super) enum Ending {
+    /// Whoever waits for it.
+    Here(BoxFuture<'static, thread::Result<Ended>>),
+    /// A task.
+    Task(JoinHandle<thread::Result<Ended>>),
+    /// It is over.
+    Over,
+}
+
+impl Ending {
+    /// The end that `accompany` comes to while it is waited for.
+    fn of(accompany: impl Future<Output = Ended> + Send + 'static) -> Self {
+        // Nothing is looked at any more that a panic may have left half done.
+        Self::Here(AssertUnwindSafe(accompany).catch_unwind().boxed())
+    }
+
+    /// The end that a task comes to.
+    pub(super) fn task(accompany: impl Future<Output = Ended> + Send + 'static) -> Self {
+        Self::Task(tokio::spawn(AssertUnwindSafe(accompany).catch_unwind()))
+    }
+}
+
+impl fmt::Debug for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Here(_) => "Here",
+            Self::Task(_) => "Task",
+            Self::Over => "Over",
+        })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.let_go();
+    }
 }
 
 impl Running {
-    /// Waits for the end. The output is complete by then. Cancel safe; to be called to
-    /// its end once only.
+    /// From now on a task accompanies the command, whether or not anybody waits.
+    pub fn let_go(&mut self) {
+        if !matches!(self.ended, Ending::Here(_)) {
+            return;
+        }
+        // Without a runtime nothing can be accompanied any more.
+        if let (Ending::Here(ended), Ok(runtime)) =
+            (std::mem::replace(&mut self.ended, Ending::Over), Handle::try_current())
+        {
+            self.ended = Ending::Task(runtime.spawn(ended));
+        }
+    }
+
+    /// Waits for the end. The output is complete by then. Cancel safe; to be called to its
+    /// end once only.
     pub async fn wait(&mut self) -> Ended {
-        match (&mut self.ended).await {
+        let ended = match &mut self.ended {
+            Ending::Here(ended) => ended.await.map_err(|_| "it panicked".to_owned()),
+            Ending::Task(task) => match task.await {
+                Ok(ended) => ended.map_err(|_| "it panicked".to_owned()),
+                Err(e) => Err(e.to_string()),
+            },
+            Ending::Over => Err("it was over before".to_owned()),
+        };
+        self.ended = Ending::Over;
+        match ended {
             Ok(ended) => ended,
             Err(e) => {
                 // A defect of ours; what it leaves behind must not run on unwatched.
@@ -275,7 +409,7 @@ impl Running {
                     state: RunState::Lost,
                     exit_code: None,
                     signal: None,
-                    message: Some(format!("the task that watched the process failed: {e}")),
+                    message: Some(format!("what watched the process failed: {e}")),
                     ended_at: to_millis(Timestamp::now()),
                     output_bytes,
                     dropped_bytes,
@@ -296,22 +430,85 @@ pub(crate) struct Orders {
     pub(super) plan: Option<(u64, KillPlan)>,
 }
 
+/// Orders between those who give them and the one who obeys: less than a channel that any
+/// number may watch, as every run has one.
+#[derive(Debug, Default)]
+struct Desk {
+    /// With the number of changes so far.
+    orders: Mutex<(u64, Orders)>,
+    changed: Notify,
+    /// Nobody obeys any more.
+    over: AtomicBool,
+}
+
+impl Desk {
+    fn lock(&self) -> MutexGuard<'_, (u64, Orders)> {
+        // Nothing is left half done while it is held.
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a change; `change` answers whether it was one.
+    fn change(&self, change: impl FnOnce(&mut Orders) -> bool) {
+        let mut orders = self.lock();
+        if change(&mut orders.1) {
+            orders.0 += 1;
+            drop(orders);
+            self.changed.notify_one();
+        }
+    }
+}
+
+/// Where the one who obeys finds the orders.
+#[derive(Debug)]
+pub(crate) struct Received {
+    desk: Arc<Desk>,
+    /// Changes seen.
+    seen: u64,
+}
+
+impl Received {
+    /// All that was ordered so far.
+    pub(crate) fn all(&mut self) -> Orders {
+        let orders = self.desk.lock();
+        self.seen = orders.0;
+        orders.1.clone()
+    }
+
+    /// Waits until something is ordered that was not seen yet, and answers everything. Cancel
+    /// safe.
+    pub(crate) async fn next(&mut self) -> Orders {
+        loop {
+            if self.desk.lock().0 != self.seen {
+                return self.all();
+            }
+            // What comes in between is kept for the one who waits.
+            self.desk.changed.notified().await;
+        }
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        self.desk.over.store(true, Ordering::Release);
+    }
+}
+
 /// Ends a running command. Cloning is cheap; it may outlive the command.
 #[derive(Debug, Clone)]
 pub struct Control {
-    orders: Arc<watch::Sender<Orders>>,
+    desk: Arc<Desk>,
     survives: bool,
 }
 
 impl Control {
     /// A control and the one who obeys it.
-    pub(crate) fn new() -> (Self, watch::Receiver<Orders>) {
-        let (orders, received) = watch::channel(Orders::default());
-        (Self { orders: Arc::new(orders), survives: false }, received)
+    pub(crate) fn new() -> (Self, Received) {
+        let desk = Arc::new(Desk::default());
+        (Self { desk: desk.clone(), survives: false }, Received { desk, seen: 0 })
     }
 
     /// The same for a run that survives the worker.
-    pub(super) fn surviving() -> (Self, watch::Receiver<Orders>) {
+    pub(super) fn surviving() -> (Self, Received) {
         let (control, received) = Self::new();
         (Self { survives: true, ..control }, received)
     }
@@ -329,7 +526,7 @@ impl Control {
         if self.survives && reason == KillReason::Shutdown {
             return;
         }
-        self.orders.send_if_modified(|o| {
+        self.desk.change(|o| {
             let shutdown = reason.is_urgent();
             let new = o.kill.is_none() || shutdown && !o.shutdown;
             o.kill.get_or_insert(reason);
@@ -341,16 +538,17 @@ impl Control {
     /// Like [`kill`](Self::kill) but with another plan, which also takes the place of one
     /// that is under way. The reason given first stays.
     pub fn kill_with(&self, reason: KillReason, plan: KillPlan) {
-        self.orders.send_modify(|o| {
+        self.desk.change(|o| {
             o.kill.get_or_insert(reason);
             o.shutdown |= reason.is_urgent();
             let number = o.plan.as_ref().map_or(0, |(n, _)| *n) + 1;
             o.plan = Some((number, plan));
+            true
         });
     }
 
     /// Whether the command's end has been seen.
     pub fn is_over(&self) -> bool {
-        self.orders.is_closed()
+        self.desk.over.load(Ordering::Acquire)
     }
 }

@@ -1,7 +1,10 @@
 //! Requests as runs: through the engine of a worker, with its journal, spool and records,
 //! next to a plain client that makes the same requests.
 
-use super::stats::Round;
+use super::{
+    idle::{TICKS, family_ticks},
+    stats::Round,
+};
 use anyhow::{Result, ensure};
 use axum::{Router, routing::get};
 use jiff::Timestamp;
@@ -52,8 +55,25 @@ impl Http {
         Ok(Self { url, client: reqwest::Client::new(), engine, job })
     }
 
+    /// Measures both, and what they get done in a second of CPU time, the server's with it.
+    pub(crate) async fn both(&self, span: Duration) -> Result<Vec<(&'static str, Round)>> {
+        let mut found = Vec::new();
+        for (name, of_cpu) in [("request", "request_cpu"), ("request_runs", "request_runs_cpu")] {
+            let before = family_ticks(std::process::id())?;
+            let round = match name {
+                "request" => self.plain(span).await?,
+                _ => self.runs(span).await?,
+            };
+            let ticks = family_ticks(std::process::id())? - before;
+            let rate = round.samples.len() as f64 * TICKS / ticks as f64;
+            found.push((name, round));
+            found.push((of_cpu, Round { samples: vec![1e3 / rate], rate }));
+        }
+        Ok(found)
+    }
+
     /// What a client without a scheduler does.
-    pub(crate) async fn plain(&self, span: Duration) -> Result<Round> {
+    async fn plain(&self, span: Duration) -> Result<Round> {
         let (client, url) = (self.client.clone(), self.url.clone());
         repeat(span, move || {
             let asked = client.get(&url).send();
@@ -67,7 +87,7 @@ impl Http {
     }
 
     /// Each request is a run: durably begun, its answer kept, its end recorded.
-    pub(crate) async fn runs(&self, span: Duration) -> Result<Round> {
+    async fn runs(&self, span: Duration) -> Result<Round> {
         let (engine, job) = (self.engine.clone(), self.job.clone());
         repeat(span, move || {
             let (engine, run_id) = (engine.clone(), RunId(uuid::Uuid::now_v7()));

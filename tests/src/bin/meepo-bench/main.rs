@@ -125,7 +125,6 @@ enum Path {
     Sync,
     Job,
     Burst,
-    Plain,
     Requests,
     Cat,
     Flood,
@@ -133,7 +132,7 @@ enum Path {
 }
 
 impl Path {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 13] = [
         Self::Raw,
         Self::Exec,
         Self::RawAll,
@@ -143,7 +142,6 @@ impl Path {
         Self::Job,
         Self::Sync,
         Self::Burst,
-        Self::Plain,
         Self::Requests,
         Self::Cat,
         Self::Flood,
@@ -288,11 +286,10 @@ async fn requests(rounds: u32, span: Duration) -> Result<Found> {
     let mut found = Found::new();
     for n in 0..=rounds {
         // As in the rounds of everything, the first is not what is asked for.
-        let plain = http.plain(span).await?;
-        let runs = http.runs(span).await?;
-        if n > 0 {
-            found.entry("request").or_default().rounds.push(plain);
-            found.entry("request_runs").or_default().rounds.push(runs);
+        for (name, round) in http.both(span).await? {
+            if n > 0 {
+                found.entry(name).or_default().rounds.push(round);
+            }
         }
     }
     Ok(found)
@@ -321,8 +318,7 @@ impl Bench {
             Path::Sync => vec![("fdatasync", raw::syncs(&self.file, span).await?)],
             Path::Job => self.jobs.one_at_a_time(span).await?,
             Path::Burst => self.jobs.burst().await?,
-            Path::Plain => vec![("request", self.http.plain(span).await?)],
-            Path::Requests => vec![("request_runs", self.http.runs(span).await?)],
+            Path::Requests => self.http.both(span).await?,
             Path::Cat => vec![("cat", self.output.raw(span).await?)],
             Path::Flood => vec![("flood", self.output.job(&self.jobs, "head", span).await?)],
             Path::FloodTail => {

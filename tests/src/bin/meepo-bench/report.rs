@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use std::fmt::Write;
 
 /// What a row of the table is called, in the order of the table.
-const ROWS: [(&str, &str); 25] = [
+const ROWS: [(&str, &str); 27] = [
     ("raw", "spawn + wait, one thread"),
     ("raw_all", "spawn + wait, a thread per CPU"),
     ("http", "GET /healthz, one at a time"),
@@ -31,6 +31,8 @@ const ROWS: [(&str, &str); 25] = [
     ("burst_stored", "burst: all records in the log store"),
     ("request", "plain requests, 256 in flight"),
     ("request_runs", "runs of executor http, 256 in flight"),
+    ("request_cpu", "plain requests (s of CPU time)"),
+    ("request_runs_cpu", "runs of executor http (s of CPU time)"),
     ("cat", "512 MiB to cat > /dev/null (MiB per s)"),
     ("flood", "512 MiB of a job, head kept (MiB/s)"),
     ("flood_tail", "512 MiB of a job, tail kept (MiB/s)"),
@@ -43,7 +45,7 @@ const ROWS: [(&str, &str); 25] = [
     ("follow_many", "the same, 300 followers at both"),
 ];
 /// What is concluded from which two series.
-const CONCLUSIONS: [(&str, &str, &str, &str, How); 12] = [
+const CONCLUSIONS: [(&str, &str, &str, &str, How); 13] = [
     ("exec_overhead_ms", "/v1/exec takes longer than a raw command by", "exec", "raw", How::Longer),
     ("exec_to_raw", "/v1/exec to a raw command, time", "exec", "raw", How::Times),
     ("exec_8_to_raw_all", "/v1/exec, 8 in flight, to raw, rate", "exec_8", "raw_all", How::Share),
@@ -74,6 +76,13 @@ const CONCLUSIONS: [(&str, &str, &str, &str, How); 12] = [
         "runs of executor http to plain requests, rate",
         "request_runs",
         "request",
+        How::Share,
+    ),
+    (
+        "request_runs_to_plain_cpu",
+        "the same, by CPU time",
+        "request_runs_cpu",
+        "request_cpu",
         How::Share,
     ),
     ("flood_to_cat", "flood of output, head kept, to cat, rate", "flood", "cat", How::Share),

@@ -34,11 +34,11 @@ fn call(url: &str, request: Value) -> Call {
 }
 
 /// A request that is under way before it is waited for.
-fn start(call: Call) -> Running {
-    let mut running = Requests::default().start(RunId(uuid::Uuid::now_v7()), call);
-    let ended = tokio::spawn(running.ended);
-    running.ended = Box::pin(async { ended.await.unwrap() });
-    running
+fn start(call: Call) -> Running<impl Future<Output = Ended>> {
+    let running = Requests::default().start(RunId(uuid::Uuid::now_v7()), call);
+    let Running { started_at, control, output, ended } = running;
+    let ended = tokio::spawn(ended);
+    Running { started_at, control, output, ended: async { ended.await.unwrap() } }
 }
 
 /// What one stream of a run kept.
@@ -69,9 +69,9 @@ impl Seen {
     }
 }
 
-async fn end_of(running: Running) -> Seen {
+async fn end_of(running: Running<impl Future<Output = Ended>>) -> Seen {
     let output = running.output.clone();
-    let ended = timeout(DEADLINE, running.wait()).await.expect("the request ends");
+    let ended = timeout(DEADLINE, running.ended).await.expect("the request ends");
     let (out, err) = (text(&output, Stream::Stdout).await, text(&output, Stream::Stderr).await);
     assert_eq!((ended.output_bytes, ended.dropped_bytes), output.counts());
     Seen { ended, out, err }

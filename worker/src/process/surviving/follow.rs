@@ -5,7 +5,7 @@ use crate::process::{
     command::Ended,
     hub::OutputHub,
     leftover::{Leftover, Leftovers},
-    runner::{Began, Control, Orders, Running},
+    runner::{Began, Control, Ending, Orders, Received, Running},
 };
 use jiff::Timestamp;
 use meepo_core::{
@@ -17,7 +17,6 @@ use std::{convert::Infallible, io, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncWriteExt, BufReader},
     net::{UnixStream, unix::OwnedWriteHalf},
-    sync::watch,
 };
 use tracing::{debug, warn};
 
@@ -33,7 +32,7 @@ pub(super) fn follow(files: Files, started: Started, leftovers: Arc<Leftovers>) 
         started_at: started.at,
         control,
         output,
-        ended: tokio::spawn(follow.run()),
+        ended: Ending::task(follow.run()),
     }
 }
 
@@ -41,7 +40,7 @@ struct Follow {
     files: Files,
     started: Started,
     output: OutputHub,
-    orders: watch::Receiver<Orders>,
+    orders: Received,
     leftovers: Arc<Leftovers>,
 }
 
@@ -145,9 +144,11 @@ async fn take(
 }
 
 /// Sends what has been ordered and what will be.
-async fn hand_on(orders: &mut watch::Receiver<Orders>, write: &mut OwnedWriteHalf) -> Infallible {
+async fn hand_on(orders: &mut Received, write: &mut OwnedWriteHalf) -> Infallible {
+    // Whoever is there now has not been told before.
+    let mut ordered = orders.all();
     loop {
-        let Orders { kill, plan, shutdown: _ } = orders.borrow_and_update().clone();
+        let Orders { kill, plan, shutdown: _ } = ordered;
         if let Some(reason) = kill {
             let kill = Kill { reason, plan: plan.map(|(_, plan)| plan) };
             // Plain data always becomes JSON; a connection that is broken is seen where it
@@ -155,9 +156,6 @@ async fn hand_on(orders: &mut watch::Receiver<Orders>, write: &mut OwnedWriteHal
             let line = serde_json::to_string(&kill).unwrap_or_default() + "\n";
             let _ = write.write_all(line.as_bytes()).await;
         }
-        if orders.changed().await.is_err() {
-            // Nobody can order anything any more.
-            std::future::pending::<()>().await;
-        }
+        ordered = orders.next().await;
     }
 }
