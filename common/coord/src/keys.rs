@@ -22,10 +22,19 @@
 //! | `/cron/tasks/<ip>/<part_id>` | [`meepo_core::task::Order`] | while the node has the part |
 //! | `/meepo/spent/<ip>/<job_id>` | [`crate::records::SpentRecord`] | until the job is removed or may run again |
 //! | `/meepo/rerun/<ip>/<run_id>` | [`crate::records::RerunRecord`] | until the run has ended |
+//! | `/meepo/outcomes/<ip>/<job_id>` | [`meepo_core::notify::Tally`] | as long as the node has the job, and an hour |
+//! | `/meepo/notify/channels/<name>` | [`meepo_core::notify::Channel`] | until deleted |
+//! | `/meepo/notify/rules/<name>` | [`meepo_core::notify::Rule`] | until deleted |
+//! | `/meepo/notify/inbox/<id>` | [`meepo_core::notify::Happening`] | until the leader has taken it in |
+//! | `/meepo/notify/subjects/<subject>` | [`meepo_core::notify::Subject`] | while there is something to remember |
+//! | `/meepo/notify/groups/<rule>/<group>` | [`meepo_core::notify::Group`] | until it is told |
+//! | `/meepo/notify/flow/<channel>` | [`meepo_core::notify::Flow`] | while its limit counts |
+//! | `/meepo/notify/outbox/<id>` | [`meepo_core::notify::Message`] | until sent; the newest 200 after |
 //! | `/meepo/leader` | [`crate::records::LeaderRecord`] | the leader's lease |
 
 use meepo_core::{
     id::{Name, NodeId, RunId},
+    notify::Item,
     task::{PartId, TaskId},
     tree::TreePath,
 };
@@ -62,6 +71,22 @@ pub const ORDERS: &str = "/cron/tasks/";
 pub const RERUNS: &str = "/meepo/rerun/";
 /// Jobs that have used up their `max_runs`, by node.
 pub const SPENT: &str = "/meepo/spent/";
+/// What workers tell of the runs of their jobs.
+pub const OUTCOMES: &str = "/meepo/outcomes/";
+/// Where messages go.
+pub const CHANNELS: &str = "/meepo/notify/channels/";
+/// Who is told of what.
+pub const RULES: &str = "/meepo/notify/rules/";
+/// What masters have noticed and is to be told.
+pub const INBOX: &str = "/meepo/notify/inbox/";
+/// What is remembered of what was told.
+pub const SUBJECTS: &str = "/meepo/notify/subjects/";
+/// What waits to go into one message.
+pub const GROUPS: &str = "/meepo/notify/groups/";
+/// How much channels may be sent.
+pub const FLOWS: &str = "/meepo/notify/flow/";
+/// Messages.
+pub const OUTBOX: &str = "/meepo/notify/outbox/";
 /// The leading master.
 pub const LEADER: &str = "/meepo/leader";
 
@@ -205,6 +230,50 @@ pub fn orders_of(node: &NodeId) -> String {
     format!("{ORDERS}{node}/")
 }
 
+/// What a worker tells of a job's runs.
+pub fn outcome(node: &NodeId, job: &Name) -> String {
+    format!("{OUTCOMES}{node}/{job}")
+}
+
+/// A channel.
+pub fn channel(name: &Name) -> String {
+    format!("{CHANNELS}{name}")
+}
+
+/// A rule of notifications.
+pub fn rule(name: &Name) -> String {
+    format!("{RULES}{name}")
+}
+
+/// Something that a master has noticed; `id` keeps it apart from others.
+pub fn inbox(id: impl std::fmt::Display) -> String {
+    format!("{INBOX}{id}")
+}
+
+/// Where a part of what is remembered of notifications stands.
+pub fn notify_item(item: &Item) -> String {
+    match item {
+        Item::Subject(subject) => format!("{SUBJECTS}{subject}"),
+        Item::Group(rule, group) => format!("{GROUPS}{rule}/{group}"),
+        Item::Flow(channel) => format!("{FLOWS}{channel}"),
+        Item::Message(id) => format!("{OUTBOX}{id}"),
+    }
+}
+
+/// The part of what is remembered of notifications that stands at a key.
+pub fn item_of(key: &str) -> Option<Item> {
+    if let Some(subject) = key.strip_prefix(SUBJECTS) {
+        return Some(Item::Subject(subject.to_owned()));
+    }
+    if let Some((rule, group)) = key.strip_prefix(GROUPS).and_then(|k| k.split_once('/')) {
+        return Some(Item::Group(rule.to_owned(), group.to_owned()));
+    }
+    if let Some(id) = key.strip_prefix(OUTBOX) {
+        return Some(Item::Message(id.to_owned()));
+    }
+    last(key, FLOWS).map(Item::Flow)
+}
+
 /// The task of a task's key.
 pub fn task_of(key: &str) -> Option<TaskId> {
     key.strip_prefix(TASKS)?.parse().ok()
@@ -274,6 +343,16 @@ mod tests {
         assert_eq!((part_of(&part(id)), task_of(&task(id.task))), (Some(id), Some(id.task)));
         assert_eq!(part_of(&task(id.task)), None);
         assert_eq!(node_and_rest("/cron/jobs/127.0.0.1/", ASSIGNMENTS), Some((n, "")));
+        let name = |s| Name::new(s).unwrap();
+        for item in [
+            Item::Subject("job/a/127.0.0.1".into()),
+            Item::Group("job:a".into(), "~".into()),
+            Item::Flow(name("mail")),
+            Item::Message("1-2-mail".into()),
+        ] {
+            assert_eq!(item_of(&notify_item(&item)), Some(item));
+        }
+        assert_eq!(item_of(&rule(&name("a"))), None);
         for bad in ["/cron/jobs/127.0.0.1", "/cron/jobs/a b/c", "/cron/jobs/a/b/c", "/x"] {
             assert_eq!(node_and_job(bad, ASSIGNMENTS), None, "{bad}");
         }

@@ -55,6 +55,7 @@ pub mod lock;
 pub mod misfire;
 pub mod mismatch;
 pub mod node;
+pub mod notify;
 pub mod placement;
 pub mod retry;
 pub mod rollout;

@@ -27,6 +27,7 @@ use crate::{
     kill_plan::KillPlan,
     limits::{CgroupLimits, Rlimits, Umask},
     lock::LockSpec,
+    notify::JobNotify,
     retry::{self, Retry},
     tree::TreePath,
 };
@@ -43,6 +44,8 @@ pub const MAX_OUTPUT_LIMIT: u64 = 16 * 1024 * 1024;
 pub const MAX_TIMEOUT: Duration = Duration::from_secs(366 * 24 * 3600);
 /// Longest jitter.
 pub const MAX_JITTER: Duration = Duration::from_secs(24 * 3600);
+/// Shortest `warn_after` and `expect_success_within`.
+pub const MIN_WATCH: Duration = Duration::from_secs(1);
 /// Largest `misfire_cap`: how many missed slots `misfire: all` makes up for.
 pub const MAX_MISFIRE_CAP: u32 = 1_000;
 
@@ -290,6 +293,12 @@ job_fields! {
     /// Whether a run goes on when its worker ends, to be taken over by the next. Not with
     /// `placement: once` nor with `lock`: nobody could end it when what it holds is lost.
     survive_restart: bool,
+    /// Who is told when it fails, is well again, and so on; besides those whom rules name.
+    notify: Option<Box<JobNotify>>,
+    /// A run that takes longer is told of, and goes on.
+    warn_after: Option<HumanDuration>,
+    /// No success for so long is told of, also when it never runs.
+    expect_success_within: Option<HumanDuration>,
 }
 
 impl JobSpec {
@@ -367,6 +376,11 @@ impl Assignment {
         let node = if self.is_once() { "" } else { node.as_str() };
         let jitter = self.jitter.map_or(Duration::ZERO, |j| j.0);
         retry::share(jitter, retry::seed([node, id.as_str()]))
+    }
+
+    /// Whether somebody waits for its successes, also if nothing has failed on the node.
+    pub fn heeds_success(&self) -> bool {
+        self.is_once() || self.expect_success_within.is_some()
     }
 
     /// Whether a slot runs on one node of the cluster only.

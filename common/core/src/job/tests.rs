@@ -49,6 +49,9 @@ fn a_spec_survives_the_round_trip() {
     full["survive_restart"] = json!(false);
     full["disabled"] = json!(true);
     full["on_node_loss"] = json!("fail");
+    full["notify"] = json!({"on": ["failure", "long"], "to": ["ops"]});
+    full["warn_after"] = json!("1m");
+    full["expect_success_within"] = json!("26h");
     let mut fields: Vec<_> = full.as_object().unwrap().keys().map(String::as_str).collect();
     let mut known = JobSpec::FIELDS.to_vec();
     fields.push("http");

@@ -2,7 +2,7 @@
 
 use super::{
     Assignment, Executor, JobSpec, MAX_JITTER, MAX_MISFIRE_CAP, MAX_OUTPUT_LIMIT, MAX_TIMEOUT,
-    OnNodeLoss, Placement, When,
+    MIN_WATCH, OnNodeLoss, Placement, When,
 };
 use crate::{
     calendar::{self, Schedule},
@@ -163,7 +163,26 @@ impl Assignment {
         if let Some(retry) = &self.retry {
             retry.validate()?;
         }
-        Ok(())
+        self.check_watch()
+    }
+
+    /// What is told of it.
+    fn check_watch(&self) -> Result<(), Invalid> {
+        let watched = MIN_WATCH..=MAX_TIMEOUT;
+        for (field, given) in
+            [("warn_after", self.warn_after), ("expect_success_within", self.expect_success_within)]
+        {
+            if given.is_some_and(|d| !watched.contains(&d.0)) {
+                return bad(field, "out of range", "a duration of 1s to a year, such as 30m");
+            }
+        }
+        if let (Some(warn), Some(timeout)) = (self.warn_after, self.timeout)
+            && warn >= timeout
+        {
+            let problem = "no run takes that long: it is ended before";
+            return bad("warn_after", problem, "less than `timeout`");
+        }
+        self.notify.as_ref().map_or(Ok(()), |notify| notify.validate())
     }
 
     /// When it fires (`None`: only on demand).

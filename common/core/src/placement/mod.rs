@@ -12,6 +12,7 @@
 
 mod choose;
 mod dirty;
+mod expect;
 mod explain;
 mod explanation;
 mod fleet;
@@ -20,6 +21,7 @@ mod tests;
 
 pub use choose::{ONCE_HOLDERS, Waiting};
 pub use dirty::Dirty;
+pub use expect::Expected;
 pub use explanation::{FieldOrigin, JobExplanation, NodeExplanation, Reason};
 pub use fleet::{Fleet, Standing};
 
