@@ -26,12 +26,23 @@ use meepo_coord::{Etcd, records::RerunRecord};
 use meepo_core::{
     api::CronId,
     code::Code,
+    duration::HumanDuration,
     id::{Name, NodeId, RunId},
-    job::Executor,
+    job::{Assignment, Executor},
+    notify::{MAX_TAIL, Outcome, tail_of},
     run::{Cause, OutputChunk, RunRecord, RunState, to_millis},
 };
 use meepo_runtime::{backoff::Backoff, telemetry::trace};
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
 use tokio::{runtime::Handle, sync::watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, debug, error, info, warn};
@@ -56,6 +67,25 @@ pub struct Over {
     pub next: Option<WaitEntry>,
 }
 
+/// What it takes to tell others how a run has ended.
+struct Told<'a> {
+    assignment: &'a Assignment,
+    /// What it wrote.
+    said: Option<OutputHub>,
+}
+
+impl Told<'_> {
+    /// `cut_off` is when the node last had no lease: what began before may have been told as
+    /// lost.
+    fn outcome(&self, record: &RunRecord, last: bool, cut_off: i64) -> Option<Outcome> {
+        let doubted = record.started_at.is_some_and(|at| at.as_millisecond() < cut_off);
+        let failed = !matches!(record.state, RunState::Success);
+        let said = self.said.as_ref().filter(|_| failed && record.job.is_some());
+        let tail = said.and_then(|hub| tail_of(&hub.end(MAX_TAIL)));
+        Outcome::of(record, last, doubted || self.assignment.heeds_success(), tail)
+    }
+}
+
 /// Runs plans. Shared by everything in the worker.
 pub struct Engine {
     /// This node.
@@ -76,6 +106,8 @@ pub struct Engine {
     pub spent: Arc<spent::Board>,
     /// Keys of runs that are started again elsewhere should this node be lost.
     pub custody: Custody,
+    /// When this node last had no lease, in milliseconds since 1970; 0: never.
+    pub cut_off: AtomicI64,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Whether the node takes nothing new.
@@ -180,8 +212,9 @@ impl Engine {
         }
         let mut record = plan.record(&self.node);
         if plan.assignment.executor == Executor::Http {
-            let ended = self.request(&plan, &mut record).await;
-            return Some(self.finish(record, ended, next, false).await);
+            let (ended, said) = self.request(&plan, &mut record).await;
+            let told = Told { assignment: &plan.assignment, said };
+            return Some(self.finish(record, ended, next, false, told).await);
         }
         let command = self.command(&plan);
         match self.start(&plan, command).instrument(spans::stage("spawn")).await {
@@ -189,11 +222,12 @@ impl Engine {
                 failpoint::reach(Place::Spawned, plan.job.as_ref());
                 debug!(pid = running.pid, "process started");
                 self.metrics.started.inc();
-                self.attend(record, running, next).await
+                self.attend(&plan.assignment, record, running, next).await
             }
             Err(ended) => {
                 let survives = plan.assignment.survive_restart;
-                Some(self.finish(record, (ended, Vec::new()), next, survives).await)
+                let told = Told { assignment: &plan.assignment, said: None };
+                Some(self.finish(record, (ended, Vec::new()), next, survives, told).await)
             }
         }
     }
@@ -213,6 +247,7 @@ impl Engine {
     /// `next` as in [`execute`](Self::execute).
     pub async fn attend(
         &self,
+        assignment: &Assignment,
         mut record: RunRecord,
         mut running: Running,
         next: impl FnOnce(&RunRecord) -> Option<WaitEntry>,
@@ -227,17 +262,23 @@ impl Engine {
         record.pid = Some(running.pid);
         record.started_at = Some(running.started_at);
         let (control, output) = (running.control.clone(), running.output.clone());
+        let told = Told { assignment, said: Some(output.clone()) };
+        let warn = assignment.warn_after;
         let began = std::mem::replace(&mut running.began, Began::Known(None));
         let long = began.long(BRIEF);
-        let accompany = self.accompany(&record, long, control, output, running.wait());
+        let accompany = self.accompany(&record, long, control, output, running.wait(), warn);
         let ended = tokio::select! {
             () = gone => return None,
             ended = accompany.instrument(spans::stage("process")) => ended,
         };
-        Some(self.finish(record, ended, next, survives).await)
+        Some(self.finish(record, ended, next, survives, told).await)
     }
 
-    async fn request(&self, plan: &Plan, record: &mut RunRecord) -> (Ended, Vec<Arc<OutputChunk>>) {
+    async fn request(
+        &self,
+        plan: &Plan,
+        record: &mut RunRecord,
+    ) -> ((Ended, Vec<Arc<OutputChunk>>), Option<OutputHub>) {
         let a = &plan.assignment;
         let request = a.http.clone().unwrap_or_default();
         let timeout = a.timeout.map(Into::into);
@@ -245,18 +286,22 @@ impl Engine {
         let call = Call::new(&a.cmd, request, self.facts(plan), timeout, output);
         let http_run::Running { started_at, control, output, ended } = match call {
             Ok(call) => self.requests.start(plan.run_id, call),
-            Err(e) => return (Ended::not_started(e.to_string(), Timestamp::now()), Vec::new()),
+            Err(e) => {
+                let ended = Ended::not_started(e.to_string(), Timestamp::now());
+                return ((ended, Vec::new()), None);
+            }
         };
         tokio::pin!(ended);
         self.metrics.started.inc();
         record.started_at = Some(started_at);
         let long = tokio::time::sleep(BRIEF).map(|()| None);
-        self.accompany(record, long, control, output, ended).await
+        let said = Some(output.clone());
+        (self.accompany(record, long, control, output, ended, a.warn_after).await, said)
     }
 
     /// Makes a run known that has started, and keeps its output until it ends. Answers the
     /// end with the output that is yet to be kept. `long` tells that the run is not brief,
-    /// with the start time of its process.
+    /// with the start time of its process; it is told of if it takes longer than `warn_after`.
     async fn accompany(
         &self,
         record: &RunRecord,
@@ -264,6 +309,7 @@ impl Engine {
         control: Control,
         output: OutputHub,
         end: impl Future<Output = Ended>,
+        warn_after: Option<HumanDuration>,
     ) -> (Ended, Vec<Arc<OutputChunk>>) {
         self.registry.started(record.run_id, control, output.clone());
         tokio::pin!(end);
@@ -290,9 +336,30 @@ impl Engine {
             spooling().await
         };
         // Whatever the disk does, the run is accompanied.
-        let (mut ended, lost) = tokio::join!(end, telling);
+        let both = async { tokio::join!(end, telling) };
+        let (mut ended, lost) = tokio::select! {
+            both = both => both,
+            never = self.warn(record, warn_after) => match never {},
+        };
         ended.dropped_bytes += lost;
         (ended, Vec::new())
+    }
+
+    /// Notes that a run takes longer than it should, once it does. Never returns.
+    async fn warn(&self, record: &RunRecord, after: Option<HumanDuration>) -> Infallible {
+        if let (Some(after), Some(job)) = (after, &record.job) {
+            let began = record.started_at.unwrap_or_else(Timestamp::now);
+            let due = began.checked_add(after.0).unwrap_or(Timestamp::MAX);
+            let wait = due.duration_since(Timestamp::now());
+            tokio::time::sleep(wait.try_into().unwrap_or_default()).await;
+            let outcome = Outcome::long(record, to_millis(Timestamp::now()));
+            if let Some(outcome) = outcome
+                && let Err(e) = self.state.note_outcome(job.clone(), outcome).await
+            {
+                warn!(run_id = %record.run_id, error = %e, "cannot note that a run takes long");
+            }
+        }
+        std::future::pending().await
     }
 
     /// Tells the journal and the log store that a run goes on.
@@ -310,6 +377,7 @@ impl Engine {
         (ended, output): (Ended, Vec<Arc<OutputChunk>>),
         next: impl FnOnce(&RunRecord) -> Option<WaitEntry>,
         survives: bool,
+        told: Told<'_>,
     ) -> Over {
         failpoint::reach(Place::Exited, record.job.as_ref());
         ended.enter(&mut record);
@@ -317,7 +385,9 @@ impl Engine {
         Span::current().record("state", record.state.as_str());
         debug!(state = %record.state, code = %record.code, "run ended");
         let next = next(&record);
-        let recording = self.state.end_run_with(&record, &output, next.as_ref());
+        let outcome = told.outcome(&record, next.is_none(), self.cut_off.load(Ordering::Relaxed));
+        let outcome = outcome.as_ref();
+        let recording = self.state.end_run_with(&record, &output, next.as_ref(), outcome);
         let durable = match recording.instrument(spans::stage("record")).await {
             Ok(refused) => {
                 failpoint::reach(Place::Ended, record.job.as_ref());
@@ -332,7 +402,7 @@ impl Engine {
         self.registry.ended(record.clone());
         let recorded = match durable {
             Ok(()) => true,
-            Err(e) => self.end_later(&record, &output, next.as_ref(), e).await,
+            Err(e) => self.end_later(&record, &output, next.as_ref(), outcome, e).await,
         };
         if recorded {
             self.release(&record, next.as_ref().map(|wait| wait.run_id));
@@ -351,6 +421,7 @@ impl Engine {
         record: &RunRecord,
         output: &[Arc<OutputChunk>],
         next: Option<&WaitEntry>,
+        outcome: Option<&Outcome>,
         mut error: StateError,
     ) -> bool {
         let mut backoff = Backoff::new(Duration::from_secs(5));
@@ -362,7 +433,7 @@ impl Engine {
                 () = self.stop.cancelled() => return false,
                 () = tokio::time::sleep(wait) => {}
             }
-            match self.state.end_run_with(record, output, next).await {
+            match self.state.end_run_with(record, output, next, outcome).await {
                 Ok(_) => return true,
                 Err(e) => error = e,
             }
@@ -510,6 +581,7 @@ impl Engine {
         Ok(Arc::new(Self {
             node,
             custody,
+            cut_off: AtomicI64::new(0),
             state: State::open(&StateOptions::new(dir))?,
             runner: Runner::new(RunnerOptions { brief: BRIEF, ..RunnerOptions::default() })?,
             requests: Requests::default(),

@@ -2,8 +2,12 @@
 //! lease has been lost for so long that others take the node for dead.
 
 use crate::{engine::Engine, process::KillReason};
+use jiff::Timestamp;
 use meepo_coord::lease::LeaseState;
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -21,8 +25,14 @@ pub async fn guard(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut until = Instant::now() + ttl;
+    let mut cut_off = false;
     loop {
-        if let LeaseState::Held { until: end, .. } = *lease.borrow_and_update() {
+        let held = *lease.borrow_and_update();
+        if cut_off {
+            engine.cut_off.store(Timestamp::now().as_millisecond(), Ordering::Relaxed);
+        }
+        cut_off = matches!(held, LeaseState::None);
+        if let LeaseState::Held { until: end, .. } = held {
             until = end + ttl;
         }
         tokio::select! {
@@ -45,7 +55,6 @@ pub async fn guard(
 mod tests {
     use super::*;
     use crate::engine::Plan;
-    use jiff::Timestamp;
     use meepo_core::{
         code::Code,
         id::RunId,

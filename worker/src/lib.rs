@@ -28,6 +28,7 @@ pub mod http_run;
 pub mod inherited;
 pub mod link;
 pub mod metrics;
+pub mod outcomes;
 mod plan;
 pub mod process;
 pub mod progress;

@@ -13,6 +13,7 @@ use meepo_core::{
     code::Code,
     id::Name,
     job::{Assignment, Executor},
+    notify::Outcome,
     run::{RunRecord, RunState, to_millis},
 };
 use std::{collections::HashSet, sync::Arc};
@@ -121,9 +122,11 @@ async fn end(state: &State, record: &RunRecord) -> Result<(), StateError> {
         Some(job) => last_known(state, record, job).await?,
         None => None,
     };
+    let heeded = assignment.as_ref().is_some_and(Assignment::heeds_success);
     let promised = |a| promise(&Plan::of(record, Arc::new(a)), record, Timestamp::now());
     let next: Option<WaitEntry> = assignment.and_then(promised);
-    state.end_run_with(record, &[], next.as_ref()).await.map(drop)
+    let outcome = Outcome::of(record, next.is_none(), heeded, None);
+    state.end_run_with(record, &[], next.as_ref(), outcome.as_ref()).await.map(drop)
 }
 
 /// The job of a run as this node knew it last.

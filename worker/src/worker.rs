@@ -18,6 +18,7 @@ use crate::{
     inherited,
     link::MasterLink,
     metrics::Metrics,
+    outcomes,
     process::{Cgroups, Leftovers, Runner, RunnerOptions, Surviving, take_in_orphans},
     progress::Progress,
     recover::recover,
@@ -39,7 +40,10 @@ use meepo_coord::{
 };
 use meepo_core::id::NodeId;
 use meepo_runtime::{OnError, Tasks};
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicI64},
+    time::Duration,
+};
 use tokio::{
     net::TcpListener,
     runtime::Handle,
@@ -173,6 +177,11 @@ impl Worker {
             spent::write(etcd.clone(), node.clone(), spent.clone(), base.token()),
         );
         base.spawn(
+            "outcomes",
+            OnError::Shutdown,
+            outcomes::publish(state.clone(), etcd.clone(), node.clone(), base.token()),
+        );
+        base.spawn(
             "delivery",
             OnError::Shutdown,
             Deliverer {
@@ -232,6 +241,7 @@ impl Worker {
             cronid,
             spent,
             custody: Custody::new(node.clone(), me.instance.clone(), config.lease_ttl),
+            cut_off: AtomicI64::new(0),
             metrics,
             drain: drains,
             etcd: etcd.clone(),

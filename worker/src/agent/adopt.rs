@@ -22,7 +22,7 @@ impl Agent {
             }
             self.tasks.spawn(async move {
                 let again = |ended: &RunRecord| promise(&plan, ended, Timestamp::now());
-                let over = engine.attend(record, running, again).await;
+                let over = engine.attend(&plan.assignment, record, running, again).await;
                 drop(place);
                 if let Some(job) = plan.job {
                     let next = over.and_then(|over| over.next);

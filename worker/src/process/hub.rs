@@ -65,6 +65,17 @@ impl OutputHub {
         fits.then(|| kept.chunks.clone())
     }
 
+    /// The last of what is kept, at least `bytes` if there is as much.
+    pub(crate) fn end(&self, bytes: usize) -> Vec<u8> {
+        let kept = self.lock();
+        let (mut from, mut there) = (kept.chunks.len(), 0);
+        while there < bytes && from > 0 {
+            from -= 1;
+            there += kept.chunks[from].data.len();
+        }
+        kept.chunks[from..].iter().flat_map(|c| c.data.iter().copied()).collect()
+    }
+
     /// Hands on chunks, which must carry on where the last one stopped.
     pub(super) fn append(&self, chunks: impl IntoIterator<Item = OutputChunk>) {
         self.update(|kept| {

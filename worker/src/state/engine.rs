@@ -8,6 +8,7 @@ use super::{
     lanes::Meter,
     open::{Lock, Opened},
     spool::SpoolStats,
+    tallies::Tallies,
 };
 use prometheus_client::metrics::counter::Counter;
 use rusqlite::Connection;
@@ -48,6 +49,8 @@ pub(super) struct Context {
     pub(super) has_waits: bool,
     /// Forgotten when a transaction fails.
     pub(super) latest: Latest,
+    /// What is remembered of tallies.
+    pub(super) tallies: Tallies,
     /// Rows were deleted; the file may be worth making smaller.
     pub(super) freed: bool,
     /// Where the meter is published.
@@ -144,7 +147,7 @@ where
 pub(super) fn run(
     opened: Opened,
     limits: (u64, i64),
-    (meter, has_waits): (Meter, bool),
+    (meter, has_waits, tallies): (Meter, bool, Tallies),
     mut queue: mpsc::Receiver<Message>,
     counters: &Arc<Counters>,
     stats: watch::Sender<SpoolStats>,
@@ -157,6 +160,7 @@ pub(super) fn run(
         seen_limit: limits.1,
         has_waits,
         latest: Latest::default(),
+        tallies,
         freed: true,
         stats,
         _lock: opened.lock,

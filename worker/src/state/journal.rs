@@ -5,11 +5,13 @@ use super::{
     engine::Context,
     lanes, push_all, room,
     spool::{self, Row},
+    tallies,
     waits::{self, WaitEntry},
 };
 use jiff::{SignedDuration, Timestamp};
 use meepo_core::{
     id::{Name, RunId},
+    notify::Outcome,
     run::{Cause, OutputChunk, RunRecord},
 };
 use rusqlite::{Connection, Result, params};
@@ -202,6 +204,7 @@ pub(super) struct End {
     output: Vec<Row>,
     record: Row,
     next: Option<WaitEntry>,
+    outcome: Option<(Name, Outcome)>,
 }
 
 impl End {
@@ -209,6 +212,7 @@ impl End {
         record: &RunRecord,
         output: &[Arc<OutputChunk>],
         next: Option<&WaitEntry>,
+        outcome: Option<&Outcome>,
     ) -> Self {
         Self {
             run_id: record.run_id,
@@ -216,6 +220,7 @@ impl End {
             output: output.iter().map(|c| Row::chunk(c)).collect(),
             record: Row::record(record),
             next: next.cloned(),
+            outcome: record.job.clone().zip(outcome.cloned()),
         }
     }
 }
@@ -240,6 +245,9 @@ pub(super) fn end(cx: &mut Context, end: &End) -> Result<u64> {
         }
     }
     end.next.as_ref().map_or(Ok(()), |wait| waits::put(cx, wait))?;
+    if let Some((job, outcome)) = &end.outcome {
+        tallies::note(cx, job, outcome)?;
+    }
     Ok(dropped)
 }
 
@@ -250,12 +258,14 @@ pub(super) struct Note {
     run_id: RunId,
     /// See [`may_come_again`]: it is recorded once.
     again: bool,
+    outcome: Option<(Name, Outcome)>,
 }
 
 impl Note {
     pub(super) fn new(record: &RunRecord) -> Self {
         let row = Row::record(record);
-        Self { row, run_id: record.run_id, again: may_come_again(record) }
+        let outcome = record.job.clone().zip(Outcome::of(record, true, false, None));
+        Self { row, run_id: record.run_id, again: may_come_again(record), outcome }
     }
 }
 
@@ -274,6 +284,9 @@ pub(super) fn note(
         waits::remove(cx, note.run_id)?;
         if !note.again || remember(cx, note.run_id)? {
             lanes::push(cx, &note.row)?;
+            if let Some((job, outcome)) = &note.outcome {
+                tallies::note(cx, job, outcome)?;
+            }
         }
     }
     Ok(Begin::New)

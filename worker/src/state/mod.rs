@@ -8,6 +8,7 @@
 //! | `waits` | further attempts that were promised and have not begun |
 //! | `spooled` | records and output on their way to the log store |
 //! | `dropped` | bytes of output that were given up, of runs whose last record is in `spooled` or yet to come |
+//! | `tallies` | what has happened to the runs of each job, for notifications |
 //! | `snapshot` | the last known assignments, for a start without etcd |
 //!
 //! The handle [`State`] sends operations to the thread over a bounded queue. The thread
@@ -26,6 +27,7 @@ mod open;
 mod room;
 mod snapshot;
 mod spool;
+mod tallies;
 mod waits;
 
 pub use cursor::Cursor;
@@ -38,6 +40,7 @@ pub use open::private_dir;
 pub use snapshot::SnapshotEntry;
 pub(crate) use spool::born;
 pub use spool::{SpoolItem, SpoolStats};
+pub use tallies::DueTally;
 pub use waits::WaitEntry;
 
 use engine::{Call, Context, Counters, Message};
@@ -46,6 +49,7 @@ use journal::{End, Entry, Note};
 use lanes::Acked;
 use meepo_core::{
     id::{Name, RunId},
+    notify::Outcome,
     run::{OutputChunk, RunRecord},
 };
 use prometheus_client::metrics::counter::Counter;
@@ -55,7 +59,7 @@ use std::{
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 /// Settings of a [`State`].
 #[derive(Debug, Clone)]
@@ -104,6 +108,7 @@ pub struct State {
     queue: mpsc::Sender<Message>,
     counters: Arc<Counters>,
     stats: watch::Receiver<SpoolStats>,
+    tallies: Arc<Notify>,
 }
 
 impl State {
@@ -111,7 +116,11 @@ impl State {
     /// uses the directory, the file is damaged or of a newer version, or the disk refuses.
     pub fn open(options: &StateOptions) -> Result<Self, StateError> {
         let opened = open::open(&options.dir)?;
-        let found = lanes::open(&opened.conn).and_then(|m| Ok((m, waits::any(&opened.conn)?)));
+        let changed = Arc::new(Notify::new());
+        let found = lanes::open(&opened.conn).and_then(|m| {
+            let tallies = tallies::Tallies::open(&opened.conn, changed.clone())?;
+            Ok((m, waits::any(&opened.conn)?, tallies))
+        });
         let found = found.map_err(|e| StateError::sqlite(&opened.path, &e))?;
         let (queue, receiver) = mpsc::channel(1024);
         let counters = Arc::new(Counters { lost: options.lost.clone(), ..Counters::default() });
@@ -126,7 +135,7 @@ impl State {
             .map_err(|e| {
                 StateError::new(StateProblem::Io, format!("cannot start the state's thread: {e}"))
             })?;
-        Ok(Self { queue, counters, stats })
+        Ok(Self { queue, counters, stats, tallies: changed })
     }
 
     /// Finishes what was sent before, closes the file and frees its directory. Later
@@ -161,18 +170,19 @@ impl State {
     /// neither. The id stays known for a while. Answers how many bytes of its output a
     /// full spool has dropped so far; the record counts them, and what is dropped later.
     pub async fn end_run(&self, record: &RunRecord) -> Result<u64, StateError> {
-        self.end_run_with(record, &[], None).await
+        self.end_run_with(record, &[], None, None).await
     }
 
     /// [`end_run`](Self::end_run) that also puts what is left of the run's output into the
-    /// spool and promises the next attempt, all or nothing.
+    /// spool, promises the next attempt and notes what others are told of it, all or nothing.
     pub async fn end_run_with(
         &self,
         record: &RunRecord,
         output: &[Arc<OutputChunk>],
         next: Option<&WaitEntry>,
+        outcome: Option<&Outcome>,
     ) -> Result<u64, StateError> {
-        let end = End::new(record, output, next);
+        let end = End::new(record, output, next, outcome);
         self.call(move |cx| journal::end(cx, &end)).await
     }
 

@@ -5,6 +5,7 @@ mod lanes;
 mod room;
 mod runs;
 mod spooling;
+mod tallies;
 
 use super::*;
 use meepo_core::{

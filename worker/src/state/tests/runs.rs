@@ -204,7 +204,7 @@ async fn a_promised_attempt_waits_over_a_restart_until_it_begins_or_is_given_up(
         let first = record(RunState::Running);
         state.begin_run(&first, None).await.unwrap();
         let failed = RunRecord { state: RunState::Failed, ..first };
-        state.end_run_with(&failed, &[], Some(next)).await.unwrap();
+        state.end_run_with(&failed, &[], Some(next), None).await.unwrap();
     }
     state.close().await;
     let state = open(&dir);
