@@ -4,12 +4,14 @@ mod audit;
 mod doctor;
 mod history;
 mod node;
+mod notify;
 pub(crate) mod task;
 
 pub(crate) use audit::{AuditArgs, AuditCommand};
 pub(crate) use doctor::DoctorArgs;
 pub(crate) use history::{RunsArgs, SpanArgs};
 pub(crate) use node::NodeCommand;
+pub(crate) use notify::{ChannelCommand, NotifyCommand, RuleCommand};
 use task::TaskCommand;
 
 use crate::{client::DEFAULT_MASTER, error::EXIT_HELP, events_args::EventsArgs, output::Format};
@@ -72,6 +74,9 @@ pub(crate) enum Command {
     /// The hosts of the fleet.
     #[command(subcommand)]
     Node(NodeCommand),
+    /// Who is told when something goes wrong, and how.
+    #[command(subcommand)]
+    Notify(NotifyCommand),
     /// Print what happens in the fleet.
     Events(EventsArgs),
     /// Say what is wrong, and what to do about it.

@@ -129,6 +129,8 @@ async fn with_etcd(
             args.retention.iter().for_each(|(class, keep)| retention.set(*class, *keep));
             retention
         },
+        secrets_dir: args.data_dir.join("secrets"),
+        notify_commands: BTreeMap::new(),
         log_format: LogFormat::Text,
         otlp_endpoint: None,
     })

@@ -1,8 +1,9 @@
 //! Settings: the file `/etc/meepo/master.toml`, then the environment, then flags; the
 //! later wins. `docs/reference/config.md` lists them.
 
+use crate::notify::Program;
 use clap::Args;
-use meepo_core::{duration::HumanDuration, error::Invalid};
+use meepo_core::{duration::HumanDuration, error::Invalid, id::Name};
 use meepo_logstore::{Class, Keep, Retention};
 use meepo_runtime::{config, telemetry::LogFormat};
 use serde::Deserialize;
@@ -61,6 +62,13 @@ pub struct Settings {
     /// The same, from the file.
     #[arg(skip)]
     pub retention: BTreeMap<Class, Keep>,
+    /// Directory with a file for each secret that notifications name.
+    /// [default: /etc/meepo/secrets]
+    #[arg(long, env = "MEEPO_SECRETS_DIR")]
+    pub secrets_dir: Option<PathBuf>,
+    /// Programs that notifications may run; only in the file.
+    #[arg(skip)]
+    pub notify_commands: BTreeMap<Name, Program>,
     /// `text` or `json`. [default: text]
     #[arg(long, env = "MEEPO_LOG_FORMAT")]
     pub log_format: Option<LogFormat>,
@@ -102,6 +110,10 @@ pub struct Config {
     pub tasks_limit: usize,
     /// How long what is over is kept.
     pub retention: Retention,
+    /// Directory with the secrets of notifications.
+    pub secrets_dir: PathBuf,
+    /// Programs that notifications may run.
+    pub notify_commands: BTreeMap<Name, Program>,
     /// How log lines look.
     pub log_format: LogFormat,
     /// Where traces go, if anywhere.
@@ -153,6 +165,20 @@ impl Settings {
         for (class, keep) in base.retention.into_iter().chain(self.keep) {
             retention.set(class, keep);
         }
+        for (name, program) in &base.notify_commands {
+            let first = program.command.first().map_or("", String::as_str);
+            anyhow::ensure!(
+                first.starts_with('/'),
+                "notify_commands.{name}.command: {first:?} is no absolute path; expected a list \
+                 such as [\"/usr/local/bin/page\", \"--now\"]"
+            );
+            anyhow::ensure!(
+                program.timeout.is_none_or(
+                    |t| (Duration::from_secs(1)..=Duration::from_secs(600)).contains(&t.0)
+                ),
+                "notify_commands.{name}.timeout: out of range; expected 1s to 10m"
+            );
+        }
         Ok(Config {
             etcd,
             http,
@@ -163,6 +189,11 @@ impl Settings {
             lease_ttl,
             tasks_limit,
             retention,
+            secrets_dir: self
+                .secrets_dir
+                .or(base.secrets_dir)
+                .unwrap_or("/etc/meepo/secrets".into()),
+            notify_commands: base.notify_commands,
             log_format: self.log_format.or(base.log_format).unwrap_or_default(),
             otlp_endpoint: self.otlp_endpoint.or(base.otlp_endpoint),
         })

@@ -20,6 +20,7 @@ pub mod lost;
 mod master;
 pub mod metrics;
 pub mod mismatches;
+pub mod notify;
 pub mod ops;
 pub mod reconcile;
 pub mod rerun;

@@ -39,6 +39,10 @@ fn class(path: &str) -> Class {
         return match rest {
             "events" => Class::Long("events"),
             "exec" | "exec/stream" => Class::Long("exec"),
+            // As long as the other side takes.
+            _ if rest.starts_with("notify/channels/") && rest.ends_with("/test") => {
+                Class::Long("notify")
+            }
             _ if rest.starts_with("runs/") && rest.ends_with("/output") => Class::Long("output"),
             _ if rest.starts_with("tasks/") && rest.ends_with("/events") => Class::Long("tasks"),
             _ => Class::Short,

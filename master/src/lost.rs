@@ -4,13 +4,15 @@
 //! runs that are still recorded as running get the state `lost`. Should the worker
 //! come back with its own account of their end, that outranks the guess.
 
-use crate::view::View;
+use crate::{notify::note_in_inbox, view::View};
+use etcd_client::{Compare, CompareOp, Txn, TxnOp};
 use jiff::Timestamp;
-use meepo_coord::election::Leadership;
+use meepo_coord::{Etcd, election::Leadership, keys};
 use meepo_core::{
     code::Code,
     id::NodeId,
-    run::{RunState, to_millis},
+    notify::{Happening, Kind},
+    run::{Cause, RunRecord, RunState, to_millis},
 };
 use meepo_logstore::{LogItem, LogStore, RunQuery};
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -27,8 +29,12 @@ const RETRY: Duration = Duration::from_secs(5);
 /// last runs may reach the log store late.
 const AGAIN: Duration = Duration::from_secs(300);
 
+/// Lost runs noted at once.
+const NOTES: usize = 100;
+
 /// Watches for vanished nodes while this master leads, until `stop` is cancelled.
 pub async fn run(
+    etcd: Etcd,
     store: Arc<dyn LogStore>,
     view: View,
     mut leadership: watch::Receiver<Leadership>,
@@ -38,7 +44,8 @@ pub async fn run(
     // Nodes that are away, with the time to look at their runs.
     let mut due: HashMap<NodeId, Instant> = HashMap::new();
     loop {
-        let leads = leadership.borrow_and_update().mine.is_some();
+        let term = leadership.borrow_and_update().mine;
+        let leads = term.is_some();
         let seen = *changes.borrow_and_update();
         if leads && seen.complete {
             let away = view.read().away.clone();
@@ -61,7 +68,7 @@ pub async fn run(
                 let ready: Vec<NodeId> =
                     due.iter().filter(|(_, at)| **at <= now).map(|(id, _)| id.clone()).collect();
                 for id in ready {
-                    match mark(&*store, &id).await {
+                    match mark(&etcd, term, &*store, &id).await {
                         Ok(n) => {
                             if n > 0 {
                                 info!(node = %id, runs = n, "node is gone, its runs are lost");
@@ -69,7 +76,7 @@ pub async fn run(
                             due.insert(id, now + AGAIN);
                         }
                         Err(e) => {
-                            warn!(node = %id, error = %e, "cannot mark lost runs, will try again");
+                            warn!(node = %id, error = format!("{e:#}"), "cannot mark lost runs, will try again");
                             due.insert(id, now + RETRY);
                         }
                     }
@@ -86,7 +93,12 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-async fn mark(store: &dyn LogStore, node: &NodeId) -> Result<usize, meepo_logstore::StoreError> {
+async fn mark(
+    etcd: &Etcd,
+    term: Option<i64>,
+    store: &dyn LogStore,
+    node: &NodeId,
+) -> anyhow::Result<usize> {
     let mut query = RunQuery {
         node: Some(node.clone()),
         states: vec![RunState::Running],
@@ -97,7 +109,7 @@ async fn mark(store: &dyn LogStore, node: &NodeId) -> Result<usize, meepo_logsto
     loop {
         let page = store.list_runs(&query).await?;
         let now = to_millis(Timestamp::now());
-        let lost: Vec<LogItem> = page
+        let lost: Vec<RunRecord> = page
             .runs
             .into_iter()
             .map(|mut record| {
@@ -105,14 +117,46 @@ async fn mark(store: &dyn LogStore, node: &NodeId) -> Result<usize, meepo_logsto
                 record.code = Code::LOST;
                 record.message = Some("the node vanished while it ran".into());
                 record.ended_at = Some(now);
-                LogItem::Run(record)
+                record
             })
             .collect();
         marked += lost.len();
+        // First those who want to know: once marked, they are not found here again.
+        tell(etcd, term, &lost).await?;
+        let lost: Vec<LogItem> = lost.into_iter().map(LogItem::Run).collect();
         store.append(&lost).await?;
         match page.next {
             Some(next) => query.cursor = Some(next),
             None => return Ok(marked),
         }
     }
+}
+
+/// Notes lost runs of jobs for those who are told of failures.
+async fn tell(etcd: &Etcd, term: Option<i64>, lost: &[RunRecord]) -> anyhow::Result<()> {
+    let of_jobs = |r: &&RunRecord| r.job.is_some() && r.cause != Cause::Task;
+    let notes: Vec<TxnOp> = lost.iter().filter(of_jobs).map(note).collect();
+    for some in notes.chunks(NOTES) {
+        let leads = Compare::create_revision(keys::LEADER, CompareOp::Equal, term.unwrap_or(-1));
+        let txn = Txn::new().when([leads]).and_then(some);
+        let written = etcd.txn("lost runs", txn).await?;
+        anyhow::ensure!(written.is_some(), "another master leads by now");
+    }
+    Ok(())
+}
+
+fn note(record: &RunRecord) -> TxnOp {
+    let what = Happening {
+        job: record.job.clone(),
+        node: Some(record.node.clone()),
+        run_id: Some(record.run_id),
+        state: Some(RunState::Lost),
+        code: Some(Code::LOST),
+        attempt: Some(record.attempt),
+        slot: Some(record.slot),
+        since: record.started_at,
+        message: record.message.clone(),
+        ..Happening::new(Kind::Failure, record.ended_at.unwrap_or(record.slot))
+    };
+    note_in_inbox(format_args!("lost-{}", record.run_id), &what)
 }

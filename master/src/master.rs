@@ -9,6 +9,7 @@ use crate::{
     lost,
     metrics::Metrics,
     mismatches,
+    notify::{self, Notifier, Sender},
     ops::{Feeds, KeyLease, Ops},
     reconcile, rerun, retention,
     sessions::Sessions,
@@ -118,6 +119,7 @@ impl Master {
         );
         let events = Events::new(etcd.clone(), metrics.clone());
         tasks.spawn("events", OnError::Shutdown, events.clone().keep(stop.clone()));
+        let sender = Arc::new(Sender::new(config.secrets_dir, config.notify_commands));
         let ops = Ops {
             etcd: etcd.for_requests(),
             store: store.clone(),
@@ -128,6 +130,7 @@ impl Master {
             sessions: Sessions::default(),
             feeds: Feeds::default(),
             events,
+            sender: sender.clone(),
             leadership: leadership.clone(),
             leader: Arc::default(),
             limits: Limits::new(metrics.clone()),
@@ -145,8 +148,17 @@ impl Master {
             lease_ttl: config.lease_ttl,
         };
         tasks.spawn("tasks", OnError::Shutdown, dispatch_tasks(leader, stop.clone()));
+        let notifier = Notifier {
+            etcd: etcd.clone(),
+            view: view.clone(),
+            board: ops.board.clone(),
+            leadership: leadership.clone(),
+            sender,
+            metrics: ops.metrics.clone(),
+        };
+        tasks.spawn("notifications", OnError::Shutdown, notify::run(notifier, stop.clone()));
         let placing = reconcile::run(
-            etcd,
+            etcd.clone(),
             view.clone(),
             leadership.clone(),
             ops.metrics.clone(),
@@ -169,7 +181,7 @@ impl Master {
             stop.clone(),
         );
         tasks.spawn("retention", OnError::Shutdown, sweeping);
-        let marking = lost::run(store, view, leadership.clone(), stop.clone());
+        let marking = lost::run(etcd, store, view, leadership.clone(), stop.clone());
         tasks.spawn("lost runs", OnError::Shutdown, marking);
         let comparing = mismatches::run(ops.clone(), config.lease_ttl, stop.clone());
         tasks.spawn("mismatches", OnError::Shutdown, comparing);

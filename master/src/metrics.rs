@@ -58,6 +58,13 @@ pub struct Dependency {
     pub of: String,
 }
 
+/// Labels of a notification.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Channel {
+    /// Name of the channel.
+    pub channel: String,
+}
+
 /// Labels of a mismatch.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Mismatch {
@@ -96,6 +103,10 @@ meepo_runtime::metrics! {
     feeds: Gauge = "feeds", "Streams of output to this master, from workers or from the leader: one for each followed run";
     reconciled: Family<Mismatch, Counter> = "reconciled", "Mismatches between workers and records, by kind, that were dealt with";
     swept: Family<Swept, Counter> = "retention_removed", "What was removed from the log store because of its age: runs, output (pieces), tasks";
+    notified: Family<Channel, Counter> = "notifications_sent", "Notifications that their channel has taken";
+    notify_failed: Family<Channel, Counter> = "notifications_failed", "Notifications that were given up";
+    notify_retried: Family<Channel, Counter> = "notifications_retried", "Tries of notifications that failed and are repeated";
+    notify_throttled: Family<Channel, Counter> = "notifications_throttled", "Notifications that a channel's limit held back for a later one";
     received: Counter = "received_items", "Runs and pieces of output taken for the log store";
     receiving: Gauge = "receiving_bytes", "Bytes of batches from workers on their way to the log store";
     receiving_refused: Counter = "receiving_refused", "Batches from workers refused because too many were on their way";

@@ -15,6 +15,7 @@ pub(crate) mod job;
 pub(crate) mod job_view;
 pub(crate) mod node;
 mod node_facts;
+pub(crate) mod notify;
 pub(crate) mod outcome;
 mod probe;
 pub(crate) mod run;
@@ -81,6 +82,10 @@ pub(crate) fn dispatch(cli: Cli) -> CliResult<u8> {
         Command::Events(args) => {
             let client = Client::new(&master)?;
             client_command(async move { events::run(&out, &client, args).await })
+        }
+        Command::Notify(command) => {
+            let client = Client::new(&master)?;
+            client_command(async move { notify::run(&out, &client, command).await })
         }
         Command::Node(command) => {
             let client = Client::new(&master)?;

@@ -9,6 +9,7 @@ mod handlers;
 mod history;
 mod jobs;
 mod nodes;
+mod notify;
 mod openapi;
 mod output;
 mod ready;
@@ -69,6 +70,8 @@ pub async fn serve(
 
 fn router(app: App) -> Router {
     use handlers as h;
+    let channel = get(notify::get_channel).put(notify::put_channel).delete(notify::delete_channel);
+    let rule = get(notify::get_rule).put(notify::put_rule).delete(notify::delete_rule);
     Router::new()
         .route("/healthz", get(h::healthz))
         .route("/readyz", get(ready::readyz))
@@ -101,6 +104,12 @@ fn router(app: App) -> Router {
         .route("/v1/tasks/{id}/{verb}", post(tasks::act_on_task))
         .route("/v1/doctor", get(doctor::doctor))
         .route("/v1/audit", get(audit::list_audit))
+        .route("/v1/notify/channels", get(notify::list_channels))
+        .route("/v1/notify/channels/{name}", channel)
+        .route("/v1/notify/channels/{name}/test", post(notify::test_channel))
+        .route("/v1/notify/rules", get(notify::list_rules))
+        .route("/v1/notify/rules/{name}", rule)
+        .route("/v1/notify/notifications", get(notify::list_notifications))
         .route("/v1/cron/next", get(h::cron_next))
         .route("/v1/events", get(events::events))
         .fallback(unknown_path)

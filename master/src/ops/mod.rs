@@ -11,6 +11,7 @@ mod labels;
 mod leader;
 mod live;
 mod nodes;
+mod notify;
 mod probe;
 mod runs;
 mod spent;
@@ -32,6 +33,7 @@ use crate::{
     events::Events,
     limits::Limits,
     metrics::{Dependency, Metrics},
+    notify::Sender,
     sessions::Sessions,
     tasks::Board,
     view::View,
@@ -63,6 +65,8 @@ pub struct Ops {
     pub feeds: Feeds,
     /// What happens in the fleet.
     pub events: Events,
+    /// What sends notifications.
+    pub sender: Arc<Sender>,
     /// Who leads.
     pub leadership: watch::Receiver<Leadership>,
     /// The way to the leader, while it is another master.

@@ -1,9 +1,14 @@
 //! Tasks that are over go to the log store, and then out of etcd.
 
 use super::board::Board;
+use crate::notify::note_in_inbox;
 use etcd_client::{Compare, CompareOp, DeleteOptions, Txn, TxnOp};
+use jiff::Timestamp;
 use meepo_coord::{Etcd, election::Leadership, keys};
-use meepo_core::task::{TaskId, TaskView};
+use meepo_core::{
+    notify::{Happening, Kind},
+    task::{TaskId, TaskState, TaskView},
+};
 use meepo_logstore::LogStore;
 use meepo_runtime::backoff::Backoff;
 use std::{
@@ -16,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 /// Tasks kept with one write, at most.
-const BATCH: usize = 50;
+const BATCH: usize = 40;
 /// Parts of all of them together, at most, unless one has more.
 const BATCH_PARTS: usize = 2_000;
 /// How long tasks are gathered: a write costs the store as much for many as for one.
@@ -85,7 +90,7 @@ pub(super) async fn run(
             }
             let kept = async {
                 store.put_tasks(&views).await?;
-                anyhow::Ok(etcd.txn("tasks that are over", removal(term, &some)).await?)
+                anyhow::Ok(etcd.txn("tasks that are over", removal(term, &some, &views)).await?)
             };
             let wait = match kept.await {
                 Ok(Some(_)) => {
@@ -98,7 +103,7 @@ pub(super) async fn run(
                 // One that has changed is found again by the next plan; the others go alone.
                 Ok(None) if some.len() > 1 => {
                     for one in &some {
-                        let txn = removal(term, std::slice::from_ref(one));
+                        let txn = removal(term, std::slice::from_ref(one), &views);
                         if let Ok(Some(_)) = etcd.txn("task that is over", txn).await {
                             board.finished(&[one.0]);
                         }
@@ -149,7 +154,8 @@ fn views(board: &Board, some: &mut Vec<(TaskId, i64)>) -> (Vec<TaskView>, Vec<(T
     (views, not_over)
 }
 
-fn removal(term: i64, tasks: &[(TaskId, i64)]) -> Txn {
+/// Removes tasks, and notes those that failed for who is told of them.
+fn removal(term: i64, tasks: &[(TaskId, i64)], views: &[TaskView]) -> Txn {
     let mut compares = vec![Compare::create_revision(keys::LEADER, CompareOp::Equal, term)];
     let mut operations = Vec::new();
     for (id, revision) in tasks {
@@ -157,8 +163,22 @@ fn removal(term: i64, tasks: &[(TaskId, i64)]) -> Txn {
         operations.push(TxnOp::delete(keys::task(*id), None));
         let parts = DeleteOptions::new().with_prefix();
         operations.push(TxnOp::delete(keys::parts_of(*id), Some(parts)));
+        let failed = |v: &&TaskView| v.id == *id && v.state == TaskState::Failed;
+        operations.extend(views.iter().find(failed).map(note));
     }
     Txn::new().when(compares).and_then(operations)
+}
+
+fn note(view: &TaskView) -> TxnOp {
+    let counts = &view.counts;
+    let message = format!("{} of {} parts failed", counts.failed, counts.all());
+    let what = Happening {
+        task: Some(view.id.to_string()),
+        since: Some(view.submitted_at),
+        message: Some(message),
+        ..Happening::new(Kind::TaskFailed, Timestamp::now())
+    };
+    note_in_inbox(format_args!("task-{}", view.id), &what)
 }
 
 #[cfg(test)]
