@@ -33,6 +33,10 @@ fn example(method: &str, path: &str, run: &str, task: &str) -> (String, Option<V
         }
         (_, "/readyz/{part}") => (path.replace("{part}", "all"), None, 200),
         (_, "/v1/runs/search") => (format!("{path}?q=x"), None, 200),
+        ("put", "/v1/notify/channels/{name}") => {
+            (at, Some(json!({"webhook": {"url": "http://127.0.0.1:1/"}})), 200)
+        }
+        ("put", "/v1/notify/rules/{name}") => (at, Some(json!({"to": ["kept"]})), 200),
         (_, "/v1/cron/next") => (format!("{path}?expr=@daily"), None, 200),
         _ => (at, None, 200),
     };
@@ -55,6 +59,12 @@ async fn every_path_of_the_document_answers() {
     let (status, document) = api.get("/openapi.json").await;
     assert_eq!(status, 200);
     apply(&api, json!({"name": "every-path", "cmd": "echo x"})).await;
+    for name in ["channels/kept", "channels/every-path", "rules/every-path"] {
+        let path = format!("/v1/notify/{}/{{name}}", name.split('/').next().unwrap());
+        let (_, body, _) = example("put", &path, &run, task);
+        let (status, answer) = api.http("PUT", &format!("/v1/notify/{name}"), body.as_ref()).await;
+        assert_eq!(status, 201, "{answer}");
+    }
     let mut operations: Vec<(&String, &String, &Value)> = Vec::new();
     for (path, item) in document["paths"].as_object().unwrap() {
         let methods = item.as_object().unwrap().iter();

@@ -34,6 +34,7 @@ mod mongo;
 mod nginx;
 mod no_quorum;
 mod node_loss;
+mod notify;
 mod pipeline;
 mod placement;
 mod policies;
