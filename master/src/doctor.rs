@@ -4,10 +4,10 @@ mod parts;
 
 pub use parts::of_etcd;
 
-use crate::ops::Ops;
+use crate::ops::{JobFilter, Ops};
 use jiff::{SignedDuration, Timestamp};
 use meepo_core::{
-    api::{JobView, NodeView},
+    api::{JobSummary, NodeView},
     breaker::State,
     doctor::{Diagnosis, Finding, ago, node},
     job::JobStatus,
@@ -184,17 +184,24 @@ impl Ops {
     }
 
     async fn doctor_jobs(&self, now: Timestamp) -> Vec<Finding> {
-        let jobs = match self.list_jobs().await {
-            Ok(jobs) => jobs,
-            Err(e) => {
-                let remedy = "see what is said of etcd";
-                return vec![Finding::error(
-                    "jobs",
-                    format!("cannot be read: {}", e.0.message),
-                    remedy,
-                )];
+        let mut jobs: Vec<JobSummary> = Vec::new();
+        let mut filter = JobFilter { limit: Some(u32::MAX), ..JobFilter::default() };
+        loop {
+            match self.list_jobs(&filter).await {
+                Ok(page) => {
+                    jobs.extend(page.jobs);
+                    filter.cursor = page.next;
+                }
+                Err(e) => {
+                    let remedy = "see what is said of etcd";
+                    let message = format!("cannot be read: {}", e.0.message);
+                    return vec![Finding::error("jobs", message, remedy)];
+                }
             }
-        };
+            if filter.cursor.is_none() {
+                break;
+            }
+        }
         let mut found: Vec<Finding> = jobs.iter().filter_map(placed).collect();
         let doubtful = jobs.iter().filter(|j| {
             j.last_run.as_ref().is_some_and(|r| r.state.is_final() && r.state != RunState::Success)
@@ -304,29 +311,29 @@ impl Ops {
 }
 
 /// Whether a job that is to run has somewhere to.
-fn placed(job: &JobView) -> Option<Finding> {
+fn placed(job: &JobSummary) -> Option<Finding> {
     let subject = format!("job/{}", job.name);
     let spec = job.spec.as_ref()?;
     if spec.status == JobStatus::Pause || spec.disabled {
         return None;
     }
     let remedy = format!("meepo job explain {}", job.name);
-    if job.nodes.is_empty() {
+    if job.counts.nodes == 0 {
         let message = format!("no node holds it: its target {} matches none", spec.target);
         return Some(match spec.schedule {
             Some(_) => Finding::error(subject, message, remedy),
             None => Finding::warn(subject, message, remedy),
         });
     }
-    if job.nodes.iter().all(|n| !n.online) {
-        let message = format!("none of the nodes that hold it ({}) is online", job.nodes.len());
+    if job.counts.online == 0 {
+        let message = format!("none of the nodes that hold it ({}) is online", job.counts.nodes);
         return Some(Finding::error(subject, message, "see what is said of its nodes"));
     }
     None
 }
 
 /// A job of which no run has ever succeeded.
-fn never(job: &JobView, now: Timestamp) -> Option<Finding> {
+fn never(job: &JobSummary, now: Timestamp) -> Option<Finding> {
     let run = job.last_run.as_ref()?;
     let when = ago(run.ended_at.unwrap_or(run.slot), now);
     let how = crate::ops::describe(run);

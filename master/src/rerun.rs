@@ -317,9 +317,9 @@ fn not_again(
 ) -> RunRecord {
     let now = to_millis(Timestamp::now());
     let data = view.read();
-    let (executor, cmd) = match (known, data.fleet.standing(&of.job, &of.tree)) {
-        (Some(lost), _) => (lost.executor, lost.cmd),
-        (None, Standing::On(spec)) => (spec.executor, spec.cmd.clone()),
+    let (executor, cmd, user) = match (known, data.fleet.standing(&of.job, &of.tree)) {
+        (Some(lost), _) => (lost.executor, lost.cmd, lost.user),
+        (None, Standing::On(spec)) => (spec.executor, spec.cmd.clone(), spec.user.clone()),
         (None, _) => Default::default(),
     };
     RunRecord {
@@ -331,6 +331,7 @@ fn not_again(
         cause: Cause::Schedule,
         executor,
         cmd,
+        user,
         state: RunState::Missed,
         code: Code::LOST,
         message: Some(format!("run {run_id} was lost with its node and is not run again: {why}")),

@@ -123,7 +123,7 @@ fn sweep(desk: &mut Desk, view: &View) {
     let data = view.read();
     let of_no_use = |((node, job), (_, since)): (&(NodeId, Name), &(i64, Instant))| {
         let idle = since.elapsed() > KEPT;
-        (idle && !data.fleet.holds(job, node)).then(|| (node.clone(), job.clone()))
+        (idle && !data.fleet.holds(node, job)).then(|| (node.clone(), job.clone()))
     };
     let gone: Vec<_> = desk.tallies.iter().filter_map(of_no_use).collect();
     drop(data);

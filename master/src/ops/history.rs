@@ -44,7 +44,7 @@ impl Ops {
             }
         }
         if !patterns.is_empty() {
-            let jobs = self.views().await?.into_iter().map(|v| v.name);
+            let jobs = self.job_names().await?.into_iter();
             let fits = |name: &Name| patterns.iter().any(|p| target::glob(p, name.as_str()));
             names.extend(jobs.filter(fits));
         }

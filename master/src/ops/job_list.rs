@@ -83,6 +83,12 @@ impl Ops {
         Ok(JobList { jobs, next })
     }
 
+    /// The names of all jobs.
+    pub(super) async fn job_names(&self) -> ApiResult<Vec<Name>> {
+        self.definitions_shown().await?;
+        Ok(self.names_after(None, &JobFilter::default(), None, usize::MAX - 1).0)
+    }
+
     /// Waits until the view has every definition that etcd has now.
     pub(super) async fn definitions_shown(&self) -> ApiResult<()> {
         let newest = self.etcd.newest(&DEFINITIONS).await?;
@@ -233,11 +239,9 @@ impl Found {
 }
 
 /// What nodes hold of a job whose runs are bounded.
-fn held(name: &Name, data: &Data) -> Vec<(NodeId, Name, Option<Arc<Assignment>>)> {
+fn held(name: &Name, data: &Data) -> Vec<(NodeId, Name, Arc<Assignment>)> {
     let ours = data.fleet.holders(name).filter_map(|(node, at)| match &at.value {
-        Held::Ours(a) if a.max_runs.is_some() => {
-            Some((node.clone(), name.clone(), Some(a.clone())))
-        }
+        Held::Ours(a) if a.max_runs.is_some() => Some((node.clone(), name.clone(), a.clone())),
         _ => None,
     });
     ours.collect()

@@ -149,8 +149,11 @@ impl Ops {
 }
 
 /// The assignments among `entries`.
-fn held(entries: &[Entry]) -> impl Iterator<Item = (NodeId, Name, Option<Assignment>)> {
-    let of = |e: &Entry| id_of(e).map(|(node, name)| (node, name, decode(&e.value).ok()));
+fn held(entries: &[Entry]) -> impl Iterator<Item = (NodeId, Name, Assignment)> {
+    let of = |e: &Entry| {
+        let (node, name) = id_of(e)?;
+        Some((node, name, decode(&e.value).ok()?))
+    };
     entries.iter().filter(|e| e.key.starts_with(keys::ASSIGNMENTS)).filter_map(of)
 }
 

@@ -55,13 +55,11 @@ fn bounded(node: &NodeId, job: &Name, assignment: &Assignment) -> Option<(String
 
 impl Ops {
     /// What the keys hold that tell how many slots of these assignments have run.
-    pub(super) async fn counts(
+    pub(super) async fn counts<A: Borrow<Assignment>>(
         &self,
-        assignments: impl Iterator<Item = (NodeId, Name, Option<impl Borrow<Assignment>>)>,
+        assignments: impl Iterator<Item = (NodeId, Name, A)>,
     ) -> ApiResult<Vec<Entry>> {
-        let key = |(node, job, assignment): (NodeId, Name, Option<_>)| {
-            Some(bounded(&node, &job, assignment?.borrow())?.0)
-        };
+        let key = |(node, job, a): (NodeId, Name, A)| Some(bounded(&node, &job, a.borrow())?.0);
         let wanted: BTreeSet<String> = assignments.filter_map(key).collect();
         let wanted: Vec<String> = wanted.into_iter().collect();
         match wanted.is_empty() {

@@ -76,9 +76,4 @@ impl Fleet {
     pub fn is_once(&self, job: &Name) -> bool {
         self.variants(job).any(|on| on.spec.placement == Placement::Once)
     }
-
-    /// Whether a node has a job, by whatever hand.
-    pub fn holds(&self, job: &Name, node: &NodeId) -> bool {
-        self.held.get(job).is_some_and(|nodes| nodes.contains_key(node))
-    }
 }
