@@ -29,6 +29,8 @@ use tracing::warn;
 /// Jobs in a page unless asked otherwise, and at most.
 const PAGE: u32 = 100;
 const MAX_PAGE: u32 = 1000;
+/// Nodes that are asked for how many slots of a job have run.
+const COUNTED: usize = 100;
 /// Longest wait for the view to show what etcd has.
 const SHOWN: Duration = Duration::from_secs(2);
 
@@ -238,13 +240,14 @@ impl Found {
     }
 }
 
-/// What nodes hold of a job whose runs are bounded.
+/// What the first nodes hold of a job whose runs are bounded. Where there are more than
+/// these, the job does not count as spent: a list does not ask for each of thousands.
 fn held(name: &Name, data: &Data) -> Vec<(NodeId, Name, Arc<Assignment>)> {
     let ours = data.fleet.holders(name).filter_map(|(node, at)| match &at.value {
         Held::Ours(a) if a.max_runs.is_some() => Some((node.clone(), name.clone(), a.clone())),
         _ => None,
     });
-    ours.collect()
+    ours.take(COUNTED).collect()
 }
 
 /// The next slot of a definition at the root.
