@@ -2,6 +2,7 @@
 
 use super::Ops;
 use crate::{
+    audit,
     error::{ApiError, ApiResult},
     notify::check_templates,
 };
@@ -43,6 +44,8 @@ impl Ops {
 
     /// Creates or replaces a channel.
     pub async fn put_channel(&self, channel: Channel) -> ApiResult<Applied> {
+        audit::object("channel", &channel.name);
+        audit::detail("kind", channel.kind());
         check_templates(&channel)?;
         let key = keys::channel(&channel.name);
         self.put_notify(&channel.name, &key, keys::CHANNELS, &channel).await
@@ -50,6 +53,7 @@ impl Ops {
 
     /// Deletes a channel, unless a rule needs it.
     pub async fn delete_channel(&self, name: &Name) -> ApiResult<Applied> {
+        audit::object("channel", name);
         let rules: Vec<Rule> = self.all(keys::RULES).await?;
         let using = |r: &&Rule| r.to.contains(name);
         let users: Vec<&str> = rules.iter().filter(using).map(|r| r.name.as_str()).collect();
@@ -62,6 +66,7 @@ impl Ops {
 
     /// Sends a message that shows that a channel works, from this master.
     pub async fn test_channel(&self, name: &Name) -> ApiResult<Tested> {
+        audit::object("channel", name);
         let channel = self.get_channel(name).await?;
         let id = format!("test-{}", uuid::Uuid::now_v7());
         let message = Message::test(id.clone(), name.clone(), Timestamp::now());
@@ -81,6 +86,9 @@ impl Ops {
 
     /// Creates or replaces a rule. Its channels must be there.
     pub async fn put_rule(&self, rule: Rule) -> ApiResult<Applied> {
+        audit::object("rule", &rule.name);
+        let to: Vec<&str> = rule.to.iter().map(Name::as_str).collect();
+        audit::detail("to", to.join(", "));
         let channels: Vec<Channel> = self.all(keys::CHANNELS).await?;
         let there: BTreeSet<&Name> = channels.iter().map(|c| &c.name).collect();
         if let Some(missing) = rule.to.iter().find(|name| !there.contains(name)) {
@@ -93,6 +101,7 @@ impl Ops {
 
     /// Deletes a rule.
     pub async fn delete_rule(&self, name: &Name) -> ApiResult<Applied> {
+        audit::object("rule", name);
         self.delete_notify("rule", name, &keys::rule(name)).await
     }
 
