@@ -129,12 +129,16 @@ impl Asked {
     }
 }
 
+/// What paths name, in the singular.
+const KINDS: [&str; 6] = ["channel", "job", "node", "rule", "run", "task"];
+
 /// `job/backup` of `/v1/jobs/backup/trigger`.
 fn named(path: &str) -> String {
-    let mut parts = path.strip_prefix("/v1/").unwrap_or_default().split('/');
+    let path = path.strip_prefix("/v1/").unwrap_or_default();
+    let mut parts = path.strip_prefix("notify/").unwrap_or(path).split('/');
     let kind = parts.next().map(|k| k.strip_suffix('s').unwrap_or(k));
     match (kind, parts.next()) {
-        (Some(kind @ ("job" | "run" | "node" | "task")), Some(name)) if !name.is_empty() => {
+        (Some(kind), Some(name)) if KINDS.contains(&kind) && !name.is_empty() => {
             cut(&format!("{kind}/{name}"))
         }
         _ => String::new(),

@@ -23,7 +23,7 @@ pub const READS: &[&str] = &[
     "Tasks/List",
 ];
 
-/// The name of an operation, its request over HTTP, and its call over gRPC.
+/// The name of an operation, its request over HTTP, and its call over gRPC, if there is one.
 pub const TABLE: &[(&str, &str, &str)] = &[
     ("job.apply", "POST /v1/jobs", "Jobs/Apply"),
     ("job.apply", "PUT /v1/jobs/{name}", "Jobs/Apply"),
@@ -40,6 +40,11 @@ pub const TABLE: &[(&str, &str, &str)] = &[
     ("task.put", "POST /v1/tasks", "Tasks/Put"),
     // What is done to a task it notes itself: `task.cancel`, …
     ("task.act", "POST /v1/tasks/{id}/{verb}", "Tasks/Act"),
+    ("notify.channel.put", "PUT /v1/notify/channels/{name}", ""),
+    ("notify.channel.delete", "DELETE /v1/notify/channels/{name}", ""),
+    ("notify.channel.test", "POST /v1/notify/channels/{name}/test", ""),
+    ("notify.rule.put", "PUT /v1/notify/rules/{name}", ""),
+    ("notify.rule.delete", "DELETE /v1/notify/rules/{name}", ""),
 ];
 
 /// What a request over HTTP is called. `route` is its path as the router has it.
