@@ -158,7 +158,7 @@ impl Ops {
         own.into_iter().chain(below).for_each(|entry| found.take(entry));
         let bounded: Vec<_> = {
             let data = self.view.read();
-            names.iter().flat_map(|name| held(name, &data)).collect()
+            names.iter().flat_map(|name| bounded(name, &data)).collect()
         };
         found.counts = Counts::of(&self.counts(bounded.into_iter()).await?);
         let data = self.view.read();
@@ -197,11 +197,8 @@ impl Found {
 
     /// Whether no node may run another slot of a job.
     fn is_spent(&self, name: &Name, data: &Data) -> bool {
-        let mut holders = data.fleet.holders(name).peekable();
-        holders.peek().is_some()
-            && holders.all(
-                |(node, at)| matches!(&at.value, Held::Ours(a) if self.counts.spent(node, name, a)),
-            )
+        let mut all = held(name, data).peekable();
+        all.peek().is_some() && all.all(|(node, a)| self.counts.spent(node, name, a))
     }
 
     fn summary(&self, name: &Name, data: &Data) -> Option<JobSummary> {
@@ -240,14 +237,24 @@ impl Found {
     }
 }
 
+/// What nodes hold of a job, whoever put it there.
+fn held<'a>(
+    name: &Name,
+    data: &'a Data,
+) -> impl Iterator<Item = (&'a NodeId, &'a Assignment)> + use<'a> {
+    let ours = data.fleet.holders(name).filter_map(|(node, at)| match &at.value {
+        Held::Ours(a) => Some((node, &**a)),
+        Held::Foreign => None,
+    });
+    let by_hand = data.by_hand.get(name).into_iter().flatten();
+    ours.chain(by_hand.filter_map(|(node, b)| Some((node, b.assignment.as_ref()?))))
+}
+
 /// What the first nodes hold of a job whose runs are bounded. Where there are more than
 /// these, the job does not count as spent: a list does not ask for each of thousands.
-fn held(name: &Name, data: &Data) -> Vec<(NodeId, Name, Arc<Assignment>)> {
-    let ours = data.fleet.holders(name).filter_map(|(node, at)| match &at.value {
-        Held::Ours(a) if a.max_runs.is_some() => Some((node.clone(), name.clone(), a.clone())),
-        _ => None,
-    });
-    ours.take(COUNTED).collect()
+fn bounded(name: &Name, data: &Data) -> Vec<(NodeId, Name, Assignment)> {
+    let bounded = held(name, data).filter(|(_, a)| a.max_runs.is_some()).take(COUNTED);
+    bounded.map(|(node, a)| (node.clone(), name.clone(), a.clone())).collect()
 }
 
 /// The next slot of a definition at the root.
