@@ -90,8 +90,17 @@ fn configurations_hold_known_settings_only() {
     for (name, known) in [
         (
             "master.toml",
-            &["etcd", "http", "grpc", "logs", "data_dir", "log_format", "lease_ttl", "secrets_dir"]
-                [..],
+            &[
+                "etcd",
+                "http",
+                "grpc",
+                "logs",
+                "data_dir",
+                "log_format",
+                "lease_ttl",
+                "secrets_dir",
+                "retention",
+            ][..],
         ),
         ("worker.toml", &["etcd", "data_dir", "pid_file", "metrics", "lease_ttl", "labels"]),
     ] {

@@ -52,7 +52,7 @@ pub(crate) struct RunsArgs {
     #[arg(long, value_name = "TEXT")]
     pub(crate) grep: Option<String>,
     /// At most so many [default: 20; with --export all].
-    #[arg(short, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short, value_parser = clap::value_parser!(u32).range(1..=1_000_000_000))]
     pub(crate) n: Option<u32>,
     /// Print one JSON object a line as they come, all there are.
     #[arg(long, value_enum, value_name = "FORMAT")]

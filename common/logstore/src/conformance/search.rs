@@ -8,8 +8,11 @@ use meepo_core::{
 };
 use std::sync::Arc;
 
+/// Where something was written, and what.
+type Piece<'a> = (Stream, &'a [u8]);
+
 /// A run of `job` that wrote `pieces`, each with its stream.
-fn wrote(random: &mut Random, job: &str, slot: i64, pieces: &[(Stream, &[u8])]) -> Vec<LogItem> {
+fn wrote(random: &mut Random, job: &str, slot: i64, pieces: &[Piece<'_>]) -> Vec<LogItem> {
     let mut r = run(random.run_id(), job, "n", slot);
     r.state = RunState::Success;
     r.output_bytes = pieces.iter().map(|(_, p)| p.len() as u64).sum();
@@ -41,7 +44,7 @@ pub async fn search_finds_what_is_there(store: Arc<dyn LogStore>) {
     let long = [b'.'; 70_000];
     let mut far = long.to_vec();
     far.extend_from_slice(b"needle");
-    let cases: &[(&[(Stream, &[u8])], bool)] = &[
+    let cases: &[(&[Piece<'_>], bool)] = &[
         (&[(O, b"a needle in hay\n")], true),
         (&[(O, b"a nee"), (O, b"dle")], true),
         (&[(O, b"n"), (O, b"e"), (O, b"e"), (O, b"d"), (O, b"l"), (O, b"e")], true),

@@ -118,7 +118,7 @@ impl MongoStore {
             Bson::Binary(b) => <[u8; 16]>::try_from(b.bytes.as_slice()).ok(),
             _ => None,
         });
-        let chunks = ids.map(|id| docs::chunks_of(id)).map(|keys| doc! { "_id": keys });
+        let chunks = ids.map(docs::chunks_of).map(|keys| doc! { "_id": keys });
         swept.chunks += self.delete("output", chunks.collect()).await?;
         // One that got another state meanwhile is judged by that.
         let runs = doc! { "_id": { "$in": keys }, "state": state.as_str() };
