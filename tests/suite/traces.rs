@@ -143,6 +143,13 @@ async fn a_trigger_and_a_command_are_one_trace_each_down_to_the_process() {
     let output = cluster.cli(&["logs", run_id]).await;
     let given = format!("00-{}-{}-01", run.trace, run.id);
     assert_eq!(output.ok(), format!("{given} {given}\n"));
+    // The parts of a task, too.
+    let (status, task) = api.post("/v1/tasks", json!({"target": "all", "cmd": "true"})).await;
+    assert_eq!(status, 201, "{task}");
+    let put = collector.wait("of the task", |s| s.name == "POST /v1/tasks").await;
+    let part = collector.wait("of its part", |s| s.name == "run" && s.trace == put.trace).await;
+    assert_eq!((&part.parent, &*part.service), (&put.id, "meepo-worker"), "{part:?}");
+
     // The audit knows the trace.
     let (_, audit) = api.get("/v1/audit?operation=job.trigger").await;
     assert_eq!(audit["records"][0]["trace_id"], run.trace, "{audit}");

@@ -95,10 +95,12 @@ impl Life {
     async fn run(mut self, held: Held) {
         let order = &held.order;
         let part = self.id;
+        let mut assignment = order.command.assignment();
+        assignment.set_traceparent(order.traceparent().map(str::to_owned));
         let plan = Plan {
             run_id: order.run_id,
             job: Some(part.name()),
-            assignment: Arc::new(order.command.assignment()),
+            assignment: Arc::new(assignment),
             slot: order.submitted_at,
             attempt: order.part.attempt,
             cause: Cause::Task,

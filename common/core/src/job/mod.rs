@@ -191,8 +191,9 @@ macro_rules! job_fields {
             }
         }
 
-        /// The field of an assignment for a run on request that names its trace.
-const TRACEPARENT: &str = "traceparent";
+        /// The field of an assignment for a run on request that names its trace; of a task and its
+/// orders, too.
+pub const TRACEPARENT: &str = "traceparent";
 
 impl Assignment {
     /// The trace that a run on request belongs to, in the form of W3C Trace Context.

@@ -7,7 +7,7 @@ use crate::{
     duration::HumanDuration,
     http_job::HttpRequest,
     id::{Name, NodeId, RunId},
-    job::{Assignment, Executor, OutputKeep},
+    job::{Assignment, Executor, OutputKeep, TRACEPARENT},
     kill_plan::KillPlan,
     limits::{CgroupLimits, Rlimits, Umask},
     retry::Retry,
@@ -453,7 +453,17 @@ impl Order {
             submitted_at: task.submitted_at,
             task_revision,
             queued: spec.node.is_none(),
-            extra: BTreeMap::new(),
+            extra: task
+                .extra
+                .get_key_value(TRACEPARENT)
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .into_iter()
+                .collect(),
         })
+    }
+
+    /// The trace that the task belongs to, in the form of W3C Trace Context.
+    pub fn traceparent(&self) -> Option<&str> {
+        self.extra.get(TRACEPARENT)?.as_str()
     }
 }

@@ -16,10 +16,12 @@ use meepo_core::{
     code::Code,
     error::Invalid,
     id::{Name, NodeId},
+    job::TRACEPARENT,
     node::NodeInfo,
     target::Target,
     task::{Task, TaskId, TaskRef, TaskRequest, TaskView},
 };
+use meepo_runtime::telemetry::trace;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
@@ -163,7 +165,10 @@ impl Ops {
             Some(ids) => self.these_nodes(&ids).await?,
             None => self.nodes_for(request).await?,
         };
-        let task = request.task(TaskId(Uuid::now_v7()), &nodes, Timestamp::now())?;
+        let mut task = request.task(TaskId(Uuid::now_v7()), &nodes, Timestamp::now())?;
+        if let Some(traceparent) = trace::current() {
+            task.extra.insert(TRACEPARENT.to_owned(), traceparent.into());
+        }
         let value = encode(&task);
         if value.len() > MAX_TASK {
             let problem = format!("the task takes {} bytes", value.len());
