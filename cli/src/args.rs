@@ -108,8 +108,8 @@ pub(crate) struct ServerArgs {
     /// Where runs and output are kept: `mongodb://…` or `sqlite:PATH` [default: SQLite in the data directory].
     #[arg(long, env = "MEEPO_LOGS", value_name = "URL")]
     pub(crate) logs: Option<String>,
-    /// How long what is over is kept: success, failed, missed, output, tasks
-    /// [default: success=30d,failed=90d,missed=30d,output=30d,tasks=90d].
+    /// How long what is over is kept: success, failed, missed, output, tasks, audit
+    /// [default: success=30d,failed=90d,missed=30d,output=30d,tasks=90d,audit=365d].
     #[arg(long, env = "MEEPO_RETENTION", value_name = "CLASS=DURATION", value_delimiter = ',', value_parser = meepo_master::config::keep)]
     pub(crate) retention: Vec<(Class, Keep)>,
     /// Address of the HTTP API.

@@ -54,8 +54,8 @@ pub struct Settings {
     #[arg(long, env = "MEEPO_TASKS_LIMIT")]
     pub tasks_limit: Option<usize>,
     /// How long what is over is kept, as CLASS=DURATION or CLASS=forever, several with commas:
-    /// success, failed, missed, output, tasks. [default:
-    /// success=30d,failed=90d,missed=30d,output=30d,tasks=90d]
+    /// success, failed, missed, output, tasks, audit. [default:
+    /// success=30d,failed=90d,missed=30d,output=30d,tasks=90d,audit=365d]
     #[arg(long = "retention", env = "MEEPO_RETENTION", value_name = "CLASS=DURATION", value_delimiter = ',', value_parser = keep)]
     #[serde(skip)]
     pub keep: Vec<(Class, Keep)>,
