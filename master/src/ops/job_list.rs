@@ -239,9 +239,9 @@ impl Found {
 
 /// What nodes hold of a job, whoever put it there.
 fn held<'a>(
-    name: &Name,
+    name: &'a Name,
     data: &'a Data,
-) -> impl Iterator<Item = (&'a NodeId, &'a Assignment)> + use<'a> {
+) -> impl Iterator<Item = (&'a NodeId, &'a Assignment)> {
     let ours = data.fleet.holders(name).filter_map(|(node, at)| match &at.value {
         Held::Ours(a) => Some((node, &**a)),
         Held::Foreign => None,
