@@ -93,7 +93,7 @@ async fn flags() {
         ("meepo", &["runs", "-n", "0"], &["-n", "1..=1000000000"]),
         ("meepo", &["runs", "--since", "soon", "--master", "127.0.0.1:1"], &["--since", "1h"]),
         ("meepo", &["runs", "--min-duration", "5"], &["--min-duration", "30s"]),
-        ("meepo", &["runs", "--export", "csv"], &["--export", "jsonl"]),
+        ("meepo", &["runs", "--export", "csv"], &["--export", "csv"]),
         ("meepo", &["runs", "--state", "done"], &["--state", "running, success"]),
         ("meepo", &["nonsense"], &["nonsense"]),
         ("meepo", &["job", "list", "-o", "xml"], &["--output", "xml"]),

@@ -259,7 +259,7 @@ async fn older_records_answer_newer_questions() {
     let values = rusqlite::params![old.run_id.0.as_bytes(), old.slot.as_millisecond(), doc];
     conn.execute(insert, values).unwrap();
     drop(conn);
-    assert_eq!(store.migrate().await.unwrap(), ["0003_questions"]);
+    assert_eq!(store.migrate().await.unwrap()[0], "0003_questions");
     let exact = Some(Duration::from_millis(1_234));
     let q = RunQuery {
         codes: vec![Code::EXIT_STATUS],
