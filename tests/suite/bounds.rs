@@ -139,6 +139,7 @@ async fn no_slot_is_announced_that_will_not_run() {
     apply(&api, job("each", "each")).await;
     wait_over(&api, "each").await;
     assert_eq!(api.http("DELETE", "/v1/jobs/each", None).await.0, 200);
+    cluster.etcd().ctl(&["del", "/cron/jobs/127.0.0.3/hand"]).await.ok();
     eventually(SOON, "its keys are gone", async || {
         let there = cluster.etcd().ctl(&["get", "--prefix", "/meepo/spent/"]).await.ok().to_owned();
         if there.is_empty() { Ok(()) } else { Err(there) }
