@@ -52,7 +52,10 @@ impl Sink {
         match self {
             Self::Store(_) => std::future::pending().await,
             Self::Master(link) => {
-                if link.watch().changed().await.is_err() {
+                let mut leader = link.watch();
+                // Who leads now has just failed: else there would be no pause at all.
+                leader.mark_unchanged();
+                if leader.changed().await.is_err() {
                     std::future::pending().await
                 }
             }
