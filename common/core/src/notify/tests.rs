@@ -365,7 +365,7 @@ fn a_channel_that_takes_nothing_does_not_fill_the_memory() {
     assert_eq!(book.messages_len(), 100);
     assert!(book.next_due().is_none(), "it waits for the channel");
     let told: u64 =
-        (0..200).map(|_| sent(&mut book, at(6000))).flatten().map(|m| m.digest.count()).sum();
+        (0..200).flat_map(|_| sent(&mut book, at(6000))).map(|m| m.digest.count()).sum();
     assert_eq!(told, 5000);
 }
 

@@ -4,8 +4,8 @@ use super::{Book, Item, Surroundings};
 use crate::{
     id::Name,
     notify::{
-        Channel, Class, Delivery, Digest, Flow, Incident, Message, Rate, Rule, Told, Turn,
-        group::id_of, incident::turn, message::MAX_RECENT,
+        Channel, Class, Delivery, Digest, Incident, Message, Rate, Rule, Told, Turn, group::id_of,
+        incident::turn, message::MAX_RECENT,
     },
 };
 use jiff::Timestamp;
@@ -75,7 +75,7 @@ impl Book {
         now: Timestamp,
     ) {
         let (rate, full) = (self.rate(channel), self.is_full(channel));
-        let flow = self.flows.entry(channel.clone()).or_insert_with(Flow::default);
+        let flow = self.flows.entry(channel.clone()).or_default();
         self.dirty.insert(Item::Flow(channel.clone()));
         if flow.free_at(rate) > now || full {
             flow.held.get_or_insert_default().merge(digest);

@@ -253,7 +253,9 @@ impl Book {
     /// Ends incidents of a class without a word.
     fn close(&mut self, key: &str, class: Class) {
         if let Some(subject) = self.subjects.get_mut(key) {
-            subject.open.values_mut().for_each(|open| drop(open.remove(&class)));
+            for open in subject.open.values_mut() {
+                open.remove(&class);
+            }
             subject.open.retain(|_, open| !open.is_empty());
         }
     }
