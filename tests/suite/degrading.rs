@@ -157,6 +157,9 @@ async fn without_a_leader_the_others_serve_all_but_what_needs_the_sessions() {
     .await;
     wait_session(&api, "127.0.0.2").await;
     whole(&ticks);
+    // Records waited, with pauses that grow.
+    let tries = cluster.worker(0).process().log().matches("cannot deliver records").count();
+    assert!(tries < 40, "{tries} tries in twenty seconds");
     api.post(&format!("/v1/runs/{long}/kill"), json!({})).await;
 }
 
