@@ -19,6 +19,7 @@ use super::{
 use jiff::Timestamp;
 use meepo_core::id::RunId;
 use rusqlite::{Connection, Result, params};
+use std::collections::HashMap;
 
 /// Ids of one lane, at most.
 const SPAN: i64 = 1 << 40;
@@ -267,14 +268,15 @@ pub(super) fn push(cx: &mut Context, row: &Row) -> Result<()> {
 pub struct Most(pub usize, pub usize);
 
 /// The oldest items after `after`, whatever their lane.
-pub(super) fn peek(cx: &Context, after: i64, most: Most) -> Result<Batch> {
+pub(super) fn peek(cx: &Context, after: i64, most: Most) -> Result<Taken> {
     read(cx, (after + 1, i64::MAX), most)
 }
 
 /// The oldest items of a lane after `after`, which are in doubt from now on.
-pub(super) fn take(cx: &mut Context, lane: Lane, after: i64, most: Most) -> Result<Batch> {
+pub(super) fn take(cx: &mut Context, lane: Lane, after: i64, most: Most) -> Result<Taken> {
     let (first, last) = cx.meter.ids(lane);
-    let batch = read(cx, (first.max(after + 1), last), most)?;
+    let taken = read(cx, (first.max(after + 1), last), most)?;
+    let batch = &taken.batch;
     if batch.rows > 0 {
         let doubt = &mut cx.meter.doubt[lane as usize];
         *doubt = match *doubt {
@@ -282,15 +284,49 @@ pub(super) fn take(cx: &mut Context, lane: Lane, after: i64, most: Most) -> Resu
             (first, last) => (first.min(batch.first_id), last.max(batch.last_id)),
         };
     }
-    Ok(batch)
+    Ok(taken)
 }
 
-fn read(cx: &Context, (first, last): Ids, most: Most) -> Result<Batch> {
+/// A batch as it was read: its items are made of it by who wants them, as that would keep the
+/// thread that owns the file.
+#[derive(Debug, Default)]
+pub(super) struct Taken {
+    batch: Batch,
+    rows: Vec<(i64, Vec<u8>)>,
+    /// Bytes of output that runs in it are to tell of as dropped.
+    dropped: HashMap<RunId, u64>,
+}
+
+impl Taken {
+    pub(super) fn open(self) -> Batch {
+        let Self { mut batch, rows, dropped } = self;
+        batch.items.reserve(rows.len());
+        for (kind, payload) in rows {
+            match Row::decode(kind, &payload) {
+                Some(SpoolItem::Record(mut record)) => {
+                    if record.state.is_final()
+                        && let Some(bytes) = dropped.get(&record.run_id)
+                    {
+                        record.dropped_bytes += bytes;
+                        batch.told.push(record.run_id);
+                    }
+                    batch.items.push(SpoolItem::Record(record));
+                }
+                Some(chunk) => batch.items.push(chunk),
+                None => batch.unreadable += 1,
+            }
+        }
+        batch
+    }
+}
+
+fn read(cx: &Context, (first, last): Ids, most: Most) -> Result<Taken> {
     let mut statement = cx.conn.prepare_cached(
         "SELECT id, kind, payload FROM spooled WHERE id BETWEEN ?1 AND ?2 ORDER BY id LIMIT ?3",
     )?;
     let mut rows = statement.query(params![first, last, most.0 as i64])?;
-    let (mut batch, mut bytes) = (Batch::default(), 0);
+    let (mut taken, mut bytes) = (Taken::default(), 0);
+    let batch = &mut taken.batch;
     while let Some(row) = rows.next()? {
         let payload = row.get_ref(2)?.as_blob().unwrap_or_default();
         bytes += payload.len();
@@ -298,30 +334,31 @@ fn read(cx: &Context, (first, last): Ids, most: Most) -> Result<Batch> {
             batch.more = true;
             break;
         }
-        let id = row.get(0)?;
+        let (id, kind) = (row.get(0)?, row.get(1)?);
         if batch.rows == 0 {
             batch.first_id = id;
         }
         batch.last_id = id;
         batch.rows += 1;
         batch.bytes += payload.len() as u64 + ROW;
-        match Row::decode(row.get(1)?, payload) {
-            Some(SpoolItem::Record(mut record)) => {
-                if cx.meter.told_of && record.state.is_final() {
-                    let dropped = room::dropped(&cx.conn, record.run_id)?;
-                    if dropped > 0 {
-                        record.dropped_bytes += dropped;
-                        batch.told.push(record.run_id);
-                    }
-                }
-                batch.items.push(SpoolItem::Record(record));
+        if cx.meter.told_of
+            && kind == RECORD
+            && let Some(run) = recorded(payload)
+        {
+            let dropped = room::dropped(&cx.conn, run)?;
+            if dropped > 0 {
+                taken.dropped.insert(run, dropped);
             }
-            Some(chunk) => batch.items.push(chunk),
-            None => batch.unreadable += 1,
         }
+        taken.rows.push((kind, payload.to_vec()));
     }
     batch.more |= batch.rows == most.0 as u64;
-    Ok(batch)
+    Ok(taken)
+}
+
+/// The run of a record, which its JSON begins with.
+fn recorded(json: &[u8]) -> Option<RunId> {
+    std::str::from_utf8(json.get(11..47)?).ok()?.parse().ok()
 }
 
 /// Deletes a batch.

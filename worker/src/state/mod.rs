@@ -242,7 +242,8 @@ impl State {
         max_items: usize,
         max_bytes: usize,
     ) -> Result<Batch, StateError> {
-        self.call(move |cx| lanes::peek(cx, after, Most(max_items, max_bytes))).await
+        let most = Most(max_items, max_bytes);
+        Ok(self.call(move |cx| lanes::peek(cx, after, most)).await?.open())
     }
 
     /// The oldest items of `lane` after the one with id `after` (0: from the first), up to
@@ -257,11 +258,11 @@ impl State {
         most: Most,
     ) -> Result<Batch, StateError> {
         let acked = delivered.map(Acked::from);
-        self.call(move |cx| {
+        let taken = self.call(move |cx| {
             acked.iter().try_for_each(|acked| lanes::ack(cx, acked))?;
             lanes::take(cx, lane, after, most)
-        })
-        .await
+        });
+        Ok(taken.await?.open())
     }
 
     /// Deletes the items of a batch: they are delivered.
