@@ -194,6 +194,43 @@ async fn who_loses_his_master_goes_on_where_he_was_at_another() {
 }
 
 #[tokio::test]
+async fn who_is_too_slow_or_comes_late_gets_everything_all_the_same() {
+    const BYTES: usize = 16_000_000;
+    let cluster = Cluster::builder().masters(2).start().await;
+    let api = cluster.api();
+    wait_session(&api, "127.0.0.2").await;
+    // Far more than a master keeps of a run, and the sockets in between.
+    let gate = cluster.dir().join("gate");
+    let cmd = format!(
+        "until [ -e {} ]; do sleep 0.05; done; head -c {BYTES} /dev/zero | tr '\\0' x; sleep 600",
+        gate.display()
+    );
+    let spec = json!({"name": "much", "cmd": cmd, "output_limit": 16_777_216});
+    apply(&api, spec).await;
+    let (_, triggered) = api.post("/v1/jobs/much/trigger", json!({})).await;
+    let run = triggered["runs"][0]["run_id"].as_str().unwrap().to_owned();
+    let [a, b] = [cluster.master(0).api(), cluster.master(1).api()];
+    let mut slow = [Follower::start(&a, &run, None).await, Follower::start(&b, &run, None).await];
+    let mut quick = Follower::start(&b, &run, None).await;
+    std::fs::write(&gate, "").unwrap();
+    quick.read(|f| f.text.len() == BYTES).await;
+    let mut late = Follower::start(&a, &run, None).await;
+    let mut newest = Follower::start(&a, &run, quick.last.map(|seq| seq - 1)).await;
+    newest.read(|f| f.last == quick.last).await;
+    for follower in slow.iter_mut().chain([&mut late]) {
+        follower.read(|f| f.text.len() == BYTES).await;
+        assert_eq!(follower.last, quick.last);
+    }
+    // It goes on for all of them.
+    let (status, body) = api.post(&format!("/v1/runs/{run}/kill"), json!({})).await;
+    assert_eq!(status, 202, "{body}");
+    for follower in slow.iter_mut().chain([&mut late, &mut quick, &mut newest]) {
+        follower.read(|f| f.end.is_some()).await;
+        assert!(follower.end.is_some());
+    }
+}
+
+#[tokio::test]
 async fn a_run_is_followed_from_before_its_beginning() {
     let cluster = Cluster::builder().masters(2).start().await;
     let api = cluster.api();
