@@ -316,7 +316,7 @@ async fn health_and_metrics_are_for_machines() {
     assert!(text.ends_with("# EOF\n"), "{text}");
     for line in text.lines().filter(|l| !l.starts_with('#')) {
         let (name, value) = line.rsplit_once(' ').unwrap();
-        assert!(name.starts_with("meepo_"), "{line}");
+        assert!(["meepo_", "process_"].iter().any(|p| name.starts_with(p)), "{line}");
         assert!(value.parse::<f64>().is_ok(), "{line}");
     }
     let counted = |l: &&str| l.contains("method=\"GET\"") && l.contains("status=\"200\"");
