@@ -5,7 +5,10 @@ use crate::notify::Program;
 use clap::Args;
 use meepo_core::{duration::HumanDuration, error::Invalid, id::Name};
 use meepo_logstore::{Class, Keep, Retention};
-use meepo_runtime::{config, telemetry::LogFormat};
+use meepo_runtime::{
+    config,
+    telemetry::{LogFormat, trace},
+};
 use serde::Deserialize;
 use std::{
     collections::BTreeMap,
@@ -179,6 +182,8 @@ impl Settings {
                 "notify_commands.{name}.timeout: out of range; expected 1s to 10m"
             );
         }
+        let otlp_endpoint = self.otlp_endpoint.or(base.otlp_endpoint);
+        otlp_endpoint.as_deref().map_or(Ok(()), trace::check)?;
         Ok(Config {
             etcd,
             http,
@@ -195,7 +200,7 @@ impl Settings {
                 .unwrap_or("/etc/meepo/secrets".into()),
             notify_commands: base.notify_commands,
             log_format: self.log_format.or(base.log_format).unwrap_or_default(),
-            otlp_endpoint: self.otlp_endpoint.or(base.otlp_endpoint),
+            otlp_endpoint,
         })
     }
 }

@@ -4,7 +4,10 @@
 use anyhow::Context;
 use clap::Args;
 use meepo_core::{duration::HumanDuration, id::NodeId};
-use meepo_runtime::{config, telemetry::LogFormat};
+use meepo_runtime::{
+    config,
+    telemetry::{LogFormat, trace},
+};
 use serde::{
     Deserialize, Deserializer,
     de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
@@ -285,6 +288,8 @@ impl Settings {
             "catchup_rate: 0 would never deliver a backlog; expected at least 1"
         );
         let logs = logs_of((self.logs, self.logs_via), (base.logs, base.logs_via))?;
+        let otlp_endpoint = self.otlp_endpoint.or(base.otlp_endpoint);
+        otlp_endpoint.as_deref().map_or(Ok(()), trace::check)?;
         Ok(Config {
             etcd,
             node: self.node.or(base.node),
@@ -301,7 +306,7 @@ impl Settings {
             spool_max_age,
             catchup_rate,
             log_format: self.log_format.or(base.log_format).unwrap_or_default(),
-            otlp_endpoint: self.otlp_endpoint.or(base.otlp_endpoint),
+            otlp_endpoint,
             labels,
         })
     }

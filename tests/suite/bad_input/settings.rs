@@ -102,6 +102,12 @@ async fn flags() {
         ("meepo-master", &["--lease-ttl", "1ms"], &["lease_ttl", "2s to 1h"]),
         ("meepo-master", &["--retention", "all=1d"], &["--retention", "success, failed"]),
         ("meepo-master", &["--retention", "success=0s"], &["--retention", "forever"]),
+        (
+            "meepo-master",
+            &["--otlp-endpoint", "no url"],
+            &["otlp_endpoint", "http://127.0.0.1:4317"],
+        ),
+        ("meepo-worker", &["run", "--otlp-endpoint", "https://x"], &["otlp_endpoint", "TLS"]),
         ("meepo-master", &["--log-format", "xml"], &["--log-format", "text or json"]),
         ("meepo-worker", &["run", "--label", "x"], &["--label", "KEY=VALUE"]),
         ("meepo-worker", &["run", "--max-running", "0"], &["max_running", "at least 1"]),

@@ -47,6 +47,23 @@ impl Drop for Traces {
     }
 }
 
+/// Whether an address can be that of a collector.
+///
+/// # Errors
+/// If it cannot; says what would be right.
+pub fn check(endpoint: &str) -> anyhow::Result<()> {
+    let host = endpoint.strip_prefix("http://").unwrap_or_default();
+    anyhow::ensure!(!host.is_empty() && !host.contains(char::is_whitespace), wrong(endpoint));
+    Ok(())
+}
+
+fn wrong(endpoint: &str) -> String {
+    format!(
+        "otlp_endpoint: {endpoint:?} is no address of a collector; expected a URL such as \
+         http://127.0.0.1:4317 (TLS is not built in)"
+    )
+}
+
 /// Whether anybody collects traces.
 pub fn on() -> bool {
     ON.load(Ordering::Relaxed)
@@ -59,12 +76,14 @@ pub(super) fn layer<S>(
 where
     S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
 {
+    let endpoint = &collector.endpoint;
+    check(endpoint)?;
     let exporter = opentelemetry_otlp::SpanExporter::builder()
         .with_tonic()
-        .with_endpoint(&collector.endpoint)
+        .with_endpoint(endpoint)
         .with_timeout(PATIENCE)
         .build()
-        .with_context(|| format!("otlp_endpoint: {:?}", collector.endpoint))?;
+        .with_context(|| wrong(endpoint))?;
     let mut resource = Resource::builder()
         .with_service_name(collector.service)
         .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
