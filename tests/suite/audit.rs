@@ -332,6 +332,7 @@ async fn refusals_unknown_operations_and_those_who_leave_are_recorded() {
         assert!(record["message"].as_str().is_some_and(|m| !m.is_empty()), "{record}");
     }
     assert_eq!(wait_one(&api, "actor=none").await["object"], "job/nothing");
+    assert_eq!(wait_one(&api, "actor=bad").await["object"], "job/x");
     // A client that goes away while a command runs.
     wait_session(&api, "127.0.0.2").await;
     let body = json!({"id": "1", "hosts": ["127.0.0.2"], "method": "sync.bash", "cmd": "sleep 20"});

@@ -5,6 +5,7 @@ use super::{
     history::{self, instant, run_query},
 };
 use crate::{
+    audit,
     error::ApiError,
     ops::{ExecItem, FORWARDED, FollowItem, JobFilter, Ops},
 };
@@ -77,6 +78,8 @@ impl Jobs for Public {
     async fn apply(&self, request: Request<pb::ApplyJobRequest>) -> Answer<pb::AppliedJob> {
         let missing = || Invalid::new(Code::BAD_VALUE, "job", "missing", "the definition of a job");
         let job = request.into_inner().job.ok_or_else(|| invalid(missing()))?;
+        // Also what is refused is about something.
+        audit::object("job", &job.name);
         let document = convert::document_from(job).map_err(invalid)?;
         Ok(Response::new(convert::applied(self.ops.apply(document).await?)))
     }

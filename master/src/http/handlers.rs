@@ -6,6 +6,7 @@ use super::{
     stream::{ndjson, view},
 };
 use crate::{
+    audit,
     error::{ApiError, ApiResult},
     ops::ExecItem,
 };
@@ -95,6 +96,10 @@ pub(super) async fn put_job(
 }
 
 async fn apply(app: App, value: Value) -> ApiResult<Response> {
+    // Also what is refused is about something.
+    if let Some(name) = value.get("name").and_then(Value::as_str) {
+        audit::object("job", name);
+    }
     let applied = app.ops.apply(JobDocument::from_user(value)?).await?;
     let status = match applied.action {
         Action::Created => StatusCode::CREATED,
