@@ -75,10 +75,13 @@ pub struct Data {
     /// Those of them under the oldest form of key, whose job stands in the value.
     oldest: BTreeMap<NodeId, Name>,
     /// The assignment read last: on many nodes a job's are the same, byte for byte.
-    last: Option<(Name, Vec<u8>, Result<Arc<Assignment>, Arc<ByHand>>)>,
+    last: Option<(Name, Vec<u8>, Read)>,
     /// What each node should hold, as its worker counts it in its heartbeats.
     pub digests: Digests,
 }
+
+/// An assignment: a master's, or one that was put by hand.
+type Read = Result<Arc<Assignment>, Arc<ByHand>>;
 
 /// An assignment that was put into etcd by hand.
 #[derive(Debug)]

@@ -68,7 +68,7 @@ pub(super) fn note(hosts: &[String], request: &ExecStreamRequest) {
         several => audit::object_at_first("hosts", several.join(",")),
     }
     audit::detail("cmd", &request.cmd);
-    audit::detail("executor", &request.executor);
+    audit::detail("executor", request.executor);
     for (key, value) in [("user", &request.user), ("probe", &request.probe)] {
         if let Some(value) = value {
             audit::detail(key, value);
