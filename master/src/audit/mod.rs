@@ -42,7 +42,7 @@ pub struct Audit {
 }
 
 impl Audit {
-    /// The audit of the master with this URL, and what [`write`] is to write.
+    /// The audit of the master with this URL, and what [`write()`] is to write.
     pub fn new(master: &str, metrics: Arc<Metrics>) -> (Self, mpsc::Receiver<AuditRecord>) {
         let (records, queue) = mpsc::channel(QUEUE);
         (Self { records, metrics, master: master.into() }, queue)
