@@ -238,10 +238,7 @@ impl Found {
 }
 
 /// What nodes hold of a job, whoever put it there.
-fn held<'a>(
-    name: &'a Name,
-    data: &'a Data,
-) -> impl Iterator<Item = (&'a NodeId, &'a Assignment)> {
+fn held<'a>(name: &'a Name, data: &'a Data) -> impl Iterator<Item = (&'a NodeId, &'a Assignment)> {
     let ours = data.fleet.holders(name).filter_map(|(node, at)| match &at.value {
         Held::Ours(a) => Some((node, &**a)),
         Held::Foreign => None,
