@@ -91,7 +91,7 @@ impl Etcd {
     }
 
     /// Writes some keys in one transaction, all bound to one lease: much cheaper than one
-    /// by one. At most [`MAX_TXN_OPS`] different keys and [`MAX_TXN_BYTES`] in all.
+    /// by one. At most [`MAX_TXN_OPS`] different keys and [`MAX_TXN_BYTES`](super::MAX_TXN_BYTES) in all.
     pub async fn put_all(
         &self,
         what: &str,
