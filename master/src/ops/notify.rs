@@ -8,6 +8,7 @@ use crate::{
 };
 use jiff::Timestamp;
 use meepo_coord::{
+    Entry,
     etcd::Cas,
     keys,
     records::{decode, encode},
@@ -111,12 +112,14 @@ impl Ops {
         state: Option<Delivery>,
         limit: usize,
     ) -> ApiResult<NotificationList> {
-        let mut notifications: Vec<Message> = self.all(keys::OUTBOX).await?;
+        // Both as of one moment: what is held back becomes a message in one step.
+        let (entries, revision) = self.etcd.list(keys::OUTBOX, None).await?;
+        let mut notifications: Vec<Message> = readable(&entries);
         notifications.retain(|m| state.is_none_or(|s| s == m.state));
         notifications.sort_by(|a, b| (b.at, &b.id).cmp(&(a.at, &a.id)));
         notifications.truncate(limit);
         let mut throttled = Vec::new();
-        for entry in self.etcd.list(keys::FLOWS, None).await?.0 {
+        for entry in self.etcd.list(keys::FLOWS, Some(revision)).await?.0 {
             let (Some(channel), Ok(flow)) =
                 (keys::last(&entry.key, keys::FLOWS), decode::<Flow>(&entry.value))
             else {
@@ -130,11 +133,7 @@ impl Ops {
     }
 
     async fn all<T: DeserializeOwned>(&self, prefix: &str) -> ApiResult<Vec<T>> {
-        let entries = self.etcd.list(prefix, None).await?.0;
-        let read = |value: &[u8], key: &str| {
-            decode(value).inspect_err(|e| warn!(key, error = %e, "unreadable value")).ok()
-        };
-        Ok(entries.iter().filter_map(|e| read(&e.value, &e.key)).collect())
+        Ok(readable(&self.etcd.list(prefix, None).await?.0))
     }
 
     async fn one<T: DeserializeOwned>(&self, what: &str, name: &Name, key: &str) -> ApiResult<T> {
@@ -184,4 +183,13 @@ impl Ops {
         let revision = entry.mod_revision;
         Ok(Applied { name: name.clone(), action: Action::Deleted, revision })
     }
+}
+
+/// The values that can be read.
+fn readable<T: DeserializeOwned>(entries: &[Entry]) -> Vec<T> {
+    let read = |entry: &Entry| {
+        let key = &entry.key;
+        decode(&entry.value).inspect_err(|e| warn!(key, error = %e, "unreadable value")).ok()
+    };
+    entries.iter().filter_map(read).collect()
 }
