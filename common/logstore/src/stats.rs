@@ -21,7 +21,7 @@ pub struct TallyRow {
     pub state: String,
     /// The day of their slots, UTC, counted from 1970.
     pub day: i64,
-    /// What [`bucket`] makes of their duration; none: they have none.
+    /// The bucket of their duration; none: they have none.
     pub took: Option<i64>,
     /// How many they are.
     pub runs: u64,
