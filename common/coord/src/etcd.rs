@@ -1,13 +1,16 @@
 //! The connection and the few calls meepo makes.
 
 mod calls;
+mod connection;
 mod error;
 
-pub use calls::prefix_end;
+pub use calls::{prefix_end, range_end};
+pub use connection::{EtcdAccess, EtcdUser};
 pub use error::CoordError;
 
-use error::{is_away, never_arrived};
-use etcd_client::{Client, ConnectOptions, KeyValue, KvClient, WatchClient};
+use connection::Connection;
+use error::{is_away, is_stale, never_arrived};
+use etcd_client::{Client, KeyValue, KvClient, WatchClient};
 use meepo_core::breaker::{Breaker, State};
 use meepo_runtime::metrics::Calls;
 use prometheus_client::{
@@ -93,7 +96,7 @@ pub struct Restart {
 /// The process's one connection to etcd. Cloning is cheap.
 #[derive(Clone)]
 pub struct Etcd {
-    client: Client,
+    connection: Arc<Connection>,
     breaker: Arc<Mutex<Breaker>>,
     /// Somebody waits for the answer of a request.
     requests: bool,
@@ -101,25 +104,27 @@ pub struct Etcd {
 }
 
 impl Etcd {
-    /// Prepares a connection to any of `endpoints`; it is made when first needed
-    /// and made again when it breaks.
+    /// Prepares a connection to any of `endpoints`, neither encrypted nor as anybody; see
+    /// [`Etcd::open`].
     ///
     /// # Errors
     /// When an endpoint is not a URL.
     pub async fn connect(endpoints: &[String]) -> Result<Self, CoordError> {
-        if let Some(endpoint) = endpoints.iter().find(|e| !is_endpoint(e)) {
+        Self::open(EtcdAccess::plain(endpoints)).await
+    }
+
+    /// Prepares a connection; it is made when first needed and made again when it breaks,
+    /// or when the files change that certificates and password come from.
+    ///
+    /// # Errors
+    /// When an endpoint is not a URL, or a file cannot be used.
+    pub async fn open(access: EtcdAccess) -> Result<Self, CoordError> {
+        if let Some(endpoint) = access.endpoints.iter().find(|e| !is_endpoint(e)) {
             return Err(CoordError::Endpoint { endpoint: endpoint.clone() });
         }
-        let options = ConnectOptions::new()
-            .with_connect_timeout(Duration::from_secs(3))
-            .with_keep_alive(Duration::from_secs(5), Duration::from_secs(5))
-            .with_keep_alive_while_idle(true)
-            .with_require_leader(true);
-        let client = Client::connect(endpoints, Some(options))
-            .await
-            .map_err(|e| CoordError::new("connect to", &endpoints.join(","), e))?;
+        let connection = Arc::new(Connection::new(access).await?);
         let breaker = Arc::new(Mutex::new(Breaker::new(BREAKER_CAP)));
-        Ok(Self { client, breaker, requests: false, stats: Stats::default() })
+        Ok(Self { connection, breaker, requests: false, stats: Stats::default() })
     }
 
     /// The same connection, counted there.
@@ -151,15 +156,15 @@ impl Etcd {
 
     /// The client itself, for streams.
     pub(crate) fn client(&self) -> Client {
-        self.client.clone()
+        self.connection.client()
     }
 
     pub(crate) fn watch_client(&self) -> WatchClient {
-        self.client.watch_client().max_decoding_message_size(MAX_ANSWER)
+        self.client().watch_client().max_decoding_message_size(MAX_ANSWER)
     }
 
     fn kv(&self) -> KvClient {
-        self.client.kv_client().max_decoding_message_size(MAX_ANSWER)
+        self.client().kv_client().max_decoding_message_size(MAX_ANSWER)
     }
 
     /// Calls come in boxes: what awaits several of them, one inside the other, would
@@ -180,19 +185,26 @@ impl Etcd {
         }
         let waited = if self.requests { REQUEST_TIMEOUT } else { CALL_TIMEOUT };
         let tries = async {
-            for n in 1..TRIES {
+            self.connection.refresh().await?;
+            let (mut tries, mut renewed) = (1, false);
+            loop {
                 match call().await {
-                    Err(e) if never_arrived(&e) => tokio::time::sleep(PAUSE * n).await,
-                    result => return result,
+                    Err(e) if tries < TRIES && never_arrived(&e) => {
+                        tokio::time::sleep(PAUSE * tries).await;
+                        tries += 1;
+                    }
+                    // etcd refused it before it did anything.
+                    Err(e) if !renewed && is_stale(&e) => {
+                        self.connection.renew().await?;
+                        renewed = true;
+                    }
+                    result => return result.map_err(|e| CoordError::new(op, key, e)),
                 }
             }
-            call().await
         };
         let begun = Instant::now();
-        let result = match tokio::time::timeout(waited, tries).await {
-            Ok(result) => result.map_err(|e| CoordError::new(op, key, e)),
-            Err(_) => Err(CoordError::Timeout { op, key: key.to_owned(), waited }),
-        };
+        let late = || Err(CoordError::Timeout { op, key: key.to_owned(), waited });
+        let result = tokio::time::timeout(waited, tries).await.unwrap_or_else(|_| late());
         self.stats.calls.observe(op, begun.elapsed(), result.is_ok());
         let away = match &result {
             Err(CoordError::Timeout { .. }) => true,

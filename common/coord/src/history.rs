@@ -39,13 +39,13 @@ pub enum Ended {
 impl Etcd {
     /// What changed from `revision` on in the keys from `range.0` up to, without, `range.1`.
     pub async fn history(&self, range: (&str, &str), revision: i64) -> Result<History, CoordError> {
-        let client = self.watch_client();
+        self.ready().await?;
         let options = WatchOptions::new()
             .with_range(range.1)
             .with_start_revision(revision)
             .with_progress_notify();
         let open = || {
-            let (mut client, key, options) = (client.clone(), range.0.to_owned(), options.clone());
+            let (mut client, key, options) = (self.watch_client(), range.0.to_owned(), options.clone());
             async move { client.watch(key, Some(options)).await }
         };
         let stream = self.call("watch", range.0, open).await?;

@@ -83,9 +83,8 @@ async fn grant(etcd: &Etcd, ttl: Duration) -> Result<(i64, Instant), CoordError>
 }
 
 async fn revoke(etcd: &Etcd, id: i64) {
-    let client = etcd.client().lease_client();
     let revoke = || {
-        let mut client = client.clone();
+        let mut client = etcd.client().lease_client();
         async move { client.revoke(id).await }
     };
     // An error is no loss: the lease ends by itself.
@@ -102,8 +101,12 @@ async fn renew(
 ) -> String {
     let mut last_error = "no renewal in time".to_owned();
     loop {
-        let mut client = etcd.client().lease_client();
-        let opened = tokio::time::timeout(CALL_TIMEOUT.min(ttl / 3), client.keep_alive(id)).await;
+        let opening = async {
+            // What it is refused for comes out in what follows.
+            let _ = etcd.ready().await;
+            etcd.client().lease_client().keep_alive(id).await
+        };
+        let opened = tokio::time::timeout(CALL_TIMEOUT.min(ttl / 3), opening).await;
         let (mut keeper, mut stream) = match opened {
             Ok(Ok(pair)) => pair,
             // etcd answers, and knows no such lease.

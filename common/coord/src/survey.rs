@@ -4,7 +4,7 @@ use crate::{
     etcd::{CoordError, Etcd, is_endpoint},
     keys,
 };
-use etcd_client::{AlarmAction, AlarmType, Client, ConnectOptions};
+use etcd_client::{AlarmAction, AlarmType, Client};
 use std::time::{Duration, Instant};
 
 /// How long a member may take to say how it is.
@@ -68,7 +68,7 @@ impl Etcd {
         let mut surveyed = Vec::new();
         for member in members {
             let url = member.client_urls().first().cloned().unwrap_or_default();
-            surveyed.push(Member { name: member.name().to_owned(), state: state(&url).await, url });
+            surveyed.push(Member { name: member.name().to_owned(), state: state(self, &url).await, url });
         }
         let mut maintenance = self.client().maintenance_client();
         let alarms = maintenance.alarm(AlarmAction::Get, AlarmType::None, None);
@@ -89,12 +89,12 @@ fn alarm(kind: AlarmType) -> Option<Alarm> {
 }
 
 /// What the member at `url` says of itself.
-async fn state(url: &str) -> Result<MemberState, String> {
+async fn state(etcd: &Etcd, url: &str) -> Result<MemberState, String> {
     if !is_endpoint(url) {
         return Err("it has announced no address for clients".to_owned());
     }
+    let options = etcd.options().map_err(|e| e.to_string())?;
     let ask = async {
-        let options = ConnectOptions::new().with_connect_timeout(PATIENCE);
         let client = Client::connect([url], Some(options)).await?;
         client.maintenance_client().status().await
     };

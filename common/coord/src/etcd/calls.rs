@@ -2,17 +2,16 @@
 
 use super::{Cas, CoordError, Entry, Etcd, MAX_TXN_OPS, PAGE};
 use etcd_client::{
-    Compare, CompareOp, GetOptions, KvClient, PutOptions, SortOrder, SortTarget, Txn, TxnOp,
-    TxnOpResponse, TxnResponse,
+    Compare, CompareOp, GetOptions, PutOptions, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse,
+    TxnResponse,
 };
 use std::{future::Future, pin::Pin, time::Duration};
 
 impl Etcd {
     /// The value of a key.
     pub async fn get(&self, key: &str) -> Result<Option<Entry>, CoordError> {
-        let kv = self.kv();
         let get = || {
-            let (mut kv, key) = (kv.clone(), key.to_owned());
+            let (mut kv, key) = (self.kv(), key.to_owned());
             Box::pin(async move { kv.get(key, None).await })
         };
         let response = self.call("get", key, get).await?;
@@ -41,10 +40,9 @@ impl Etcd {
             .with_limit(1);
         let get = |prefix: &&str| TxnOp::get(*prefix, Some(options.clone()));
         let gets: Vec<TxnOp> = prefixes.iter().map(get).collect();
-        let kv = self.kv();
         let txn = Txn::new().and_then(gets);
         let what = prefixes.first().copied().unwrap_or_default();
-        let response = self.call("get", what, transaction(&kv, &txn)).await?;
+        let response = self.call("get", what, transaction(self, &txn)).await?;
         let newest = |r: &TxnOpResponse| match r {
             TxnOpResponse::Get(get) => get.kvs().first().map_or(0, |kv| kv.mod_revision()),
             _ => 0,
@@ -61,9 +59,8 @@ impl Etcd {
         for some in keys.chunks(MAX_TXN_OPS) {
             let get = |key: &String| TxnOp::get(key.as_str(), options.clone());
             let gets: Vec<TxnOp> = some.iter().map(get).collect();
-            let kv = self.kv();
             let txn = Txn::new().and_then(gets);
-            let response = self.call("get", &some[0], transaction(&kv, &txn)).await?;
+            let response = self.call("get", &some[0], transaction(self, &txn)).await?;
             found.extend(response.op_responses().iter().flat_map(|r| match r {
                 TxnOpResponse::Get(get) => get.kvs().iter().map(Entry::from_kv).collect(),
                 _ => Vec::new(),
@@ -79,10 +76,9 @@ impl Etcd {
         value: Vec<u8>,
         lease: Option<i64>,
     ) -> Result<i64, CoordError> {
-        let kv = self.kv();
         let options = lease.map(|id| PutOptions::new().with_lease(id));
         let put = || {
-            let (mut kv, key) = (kv.clone(), key.to_owned());
+            let (mut kv, key) = (self.kv(), key.to_owned());
             let (value, options) = (value.clone(), options.clone());
             Box::pin(async move { kv.put(key, value, options).await })
         };
@@ -105,9 +101,8 @@ impl Etcd {
 
     /// Deletes a key. Answers whether there was one.
     pub async fn delete(&self, key: &str) -> Result<bool, CoordError> {
-        let kv = self.kv();
         let delete = || {
-            let (mut kv, key) = (kv.clone(), key.to_owned());
+            let (mut kv, key) = (self.kv(), key.to_owned());
             Box::pin(async move { kv.delete(key, None).await })
         };
         let response = self.call("delete", key, delete).await?;
@@ -145,8 +140,7 @@ impl Etcd {
             .when([Compare::mod_revision(key, CompareOp::Equal, expect)])
             .and_then(ops)
             .or_else([TxnOp::get(key, None)]);
-        let kv = self.kv();
-        let response = self.call("compare and put", key, transaction(&kv, &txn)).await?;
+        let response = self.call("compare and put", key, transaction(self, &txn)).await?;
         if response.succeeded() {
             return Ok(Cas::Done(response.header().map_or(0, |h| h.revision())));
         }
@@ -171,27 +165,25 @@ impl Etcd {
     /// Performs a transaction as it stands. Answers its revision if the comparison
     /// held.
     pub async fn txn(&self, what: &str, txn: Txn) -> Result<Option<i64>, CoordError> {
-        let kv = self.kv();
-        let response = self.call("transaction", what, transaction(&kv, &txn)).await?;
+        let response = self.call("transaction", what, transaction(self, &txn)).await?;
         Ok(response.succeeded().then(|| response.header().map_or(0, |h| h.revision())))
     }
 
-    /// All keys below `prefix` as of one revision, in pages, and that revision.
-    /// With `at` the list is as of that revision.
+    /// All keys below `prefix` (or the key of that name, if it does not end with `/`) as of one
+    /// revision, in pages, and that revision. With `at` the list is as of that revision.
     pub async fn list(
         &self,
         prefix: &str,
         at: Option<i64>,
     ) -> Result<(Vec<Entry>, i64), CoordError> {
-        let kv = self.kv();
-        let end = prefix_end(prefix);
+        let end = range_end(prefix);
         let (mut from, mut revision) = (prefix.as_bytes().to_vec(), at.unwrap_or(0));
         let mut entries = Vec::new();
         loop {
             let options =
                 GetOptions::new().with_range(end.clone()).with_limit(PAGE).with_revision(revision);
             let get = || {
-                let (mut kv, from, options) = (kv.clone(), from.clone(), options.clone());
+                let (mut kv, from, options) = (self.kv(), from.clone(), options.clone());
                 Box::pin(async move { kv.get(from, Some(options)).await })
             };
             let page = self.call("list", prefix, get).await?;
@@ -211,12 +203,11 @@ impl Etcd {
 
     /// Grants a lease that nobody keeps alive: it ends after `ttl`.
     pub async fn grant(&self, ttl: Duration) -> Result<i64, CoordError> {
-        let lease = self.client.lease_client();
         // etcd counts whole seconds; a lease must not end before we think it does.
         let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
         let seconds = i64::try_from(seconds).unwrap_or(i64::MAX).max(1);
         let grant = || {
-            let mut lease = lease.clone();
+            let mut lease = self.client().lease_client();
             Box::pin(async move { lease.grant(seconds, None).await })
         };
         Ok(self.call("grant", "lease", grant).await?.id())
@@ -225,12 +216,12 @@ impl Etcd {
 
 /// The call that performs a transaction.
 fn transaction<'a>(
-    kv: &'a KvClient,
+    etcd: &'a Etcd,
     txn: &'a Txn,
 ) -> impl Fn() -> Pin<Box<dyn Future<Output = Result<TxnResponse, etcd_client::Error>> + Send>> + 'a
 {
     || {
-        let (mut kv, txn) = (kv.clone(), txn.clone());
+        let (mut kv, txn) = (etcd.kv(), txn.clone());
         Box::pin(async move { kv.txn(txn).await })
     }
 }
@@ -247,9 +238,24 @@ pub fn prefix_end(prefix: &str) -> Vec<u8> {
     vec![0]
 }
 
+/// The first key after those meant by `what`: everything below it if it ends with `/` or is
+/// empty, else it alone. A user of etcd that may read one key may ask for no more.
+pub fn range_end(what: &str) -> Vec<u8> {
+    if what.is_empty() || what.ends_with('/') {
+        return prefix_end(what);
+    }
+    [what.as_bytes(), &[0]].concat()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_that_is_no_folder_means_itself() {
+        assert_eq!(range_end("/a/"), b"/a0");
+        assert_eq!(range_end("/meepo/drain/10.0.0.2"), b"/meepo/drain/10.0.0.2\0");
+    }
 
     #[test]
     fn the_end_of_a_prefix_is_the_next_key() {

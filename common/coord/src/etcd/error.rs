@@ -4,7 +4,9 @@ use std::time::Duration;
 use tonic::Code;
 
 /// Calls that only read, or do nothing to anybody who does not hear the answer.
-const READS: [&str; 4] = ["get", "list", "watch", "grant"];
+const READS: [&str; 5] = ["get", "list", "watch", "grant", LOG_IN];
+/// Before a call, where a user has a password.
+pub(super) const LOG_IN: &str = "log in to etcd as";
 
 /// A call to etcd that did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +38,12 @@ pub enum CoordError {
     Endpoint {
         /// As it was given.
         endpoint: String,
+    },
+    /// What would be shown to etcd cannot be used.
+    #[error("etcd: {problem}")]
+    Access {
+        /// What is wrong with it.
+        problem: String,
     },
     /// The lease that the key was bound to ended meanwhile.
     #[error("{key}: the lease ended while waiting")]
@@ -75,13 +83,18 @@ impl CoordError {
             Self::Etcd { op, source, .. } => {
                 !READS.contains(op) && !never_arrived(source) && is_away(source)
             }
-            Self::Away { .. } | Self::Endpoint { .. } | Self::LeaseLost { .. } => false,
+            Self::Away { .. }
+            | Self::Endpoint { .. }
+            | Self::Access { .. }
+            | Self::LeaseLost { .. } => false,
         }
     }
 
     /// Whether the same call may succeed later.
     pub fn retryable(&self) -> bool {
-        let Self::Etcd { source, .. } = self else { return !matches!(self, Self::Endpoint { .. }) };
+        let Self::Etcd { source, .. } = self else {
+            return !matches!(self, Self::Endpoint { .. } | Self::Access { .. });
+        };
         match source.as_ref() {
             etcd_client::Error::GRpcStatus(status) => {
                 !matches!(
@@ -121,6 +134,18 @@ pub(super) fn is_away(e: &etcd_client::Error) -> bool {
         etcd_client::Error::IoError(_) | etcd_client::Error::TransportError(_) => true,
         _ => false,
     }
+}
+
+/// Whether etcd does not take who one says that one is any more, or not yet: the token has
+/// expired, or users have changed since it was given.
+pub(super) fn is_stale(e: &etcd_client::Error) -> bool {
+    // The words of etcd's rpctypes.
+    let stale = [
+        "etcdserver: invalid auth token",
+        "etcdserver: revision of auth store is old",
+        "etcdserver: user name is empty",
+    ];
+    matches!(e, etcd_client::Error::GRpcStatus(status) if stale.contains(&status.message()))
 }
 
 /// Whether the call cannot have reached the quorum: there was no connection, or the
