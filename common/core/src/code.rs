@@ -54,6 +54,8 @@ codes! {
     NO_TARGET = 0x0207, "the target matches no node";
     LOCK_TAKEN = 0x0208, "the lock that the run needs stayed taken for too long";
     CANCELLED = 0x0209, "the work was withdrawn before it began";
+    UNTRUSTED = 0x020A, "its signature does not hold, and the node runs nothing without one";
+    NOT_ALLOWED = 0x020B, "the node's own lists of what it runs do not allow it";
     MALFORMED = 0x0300, "the request is not valid JSON or YAML of the right shape";
     UNKNOWN_FIELD = 0x0301, "the request has a field that does not exist";
     BAD_VALUE = 0x0302, "a field has a wrong type or an impossible value";

@@ -25,6 +25,8 @@
 //! | [`node`] | what a node says of itself |
 //! | [`task`] | work done once: its states, and who gets what next |
 //! | [`placement`] | which node holds which job: `(fleet, what changed) -> effects` |
+//! | [`signing`] | what masters sign and workers check: bytes, expiry, which is newer |
+//! | [`policy`] | what a node runs, whatever masters say |
 //! | [`tree`] | the product tree: what a node inherits of a job's definitions |
 //! | [`event`] | what is told to those who listen |
 //! | [`mismatch`] | where workers and records differ, and what is done about it |
@@ -57,9 +59,11 @@ pub mod mismatch;
 pub mod node;
 pub mod notify;
 pub mod placement;
+pub mod policy;
 pub mod retry;
 pub mod rollout;
 pub mod run;
+pub mod signing;
 pub mod target;
 pub mod task;
 pub mod tree;
