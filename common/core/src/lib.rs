@@ -25,6 +25,8 @@
 //! | [`node`] | what a node says of itself |
 //! | [`task`] | work done once: its states, and who gets what next |
 //! | [`placement`] | which node holds which job: `(fleet, what changed) -> effects` |
+//! | [`secret`] | references to secrets in jobs, and output without their values |
+//! | [`shown`] | text from elsewhere, made safe for whatever shows it |
 //! | [`signing`] | what masters sign and workers check: bytes, expiry, which is newer |
 //! | [`policy`] | what a node runs, whatever masters say |
 //! | [`tree`] | the product tree: what a node inherits of a job's definitions |
@@ -66,4 +68,6 @@ pub mod run;
 pub mod signing;
 pub mod target;
 pub mod task;
+pub mod secret;
+pub mod shown;
 pub mod tree;

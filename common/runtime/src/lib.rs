@@ -3,6 +3,7 @@
 
 pub mod backoff;
 pub mod config;
+pub mod files;
 pub mod metrics;
 pub mod tasks;
 pub mod telemetry;

@@ -10,6 +10,7 @@ use crate::{
     error::Invalid,
     http_job::{HttpRequest, parse_url},
     retry::{Outcome, Retry},
+    secret,
     target::Target,
 };
 
@@ -62,6 +63,7 @@ impl Assignment {
     /// (`None`: only on demand).
     pub fn validate(&self) -> Result<Option<When>, Invalid> {
         check_command(self.executor, &self.cmd, &self.args)?;
+        secret::check(self)?;
         self.check_process()?;
         self.check_request()?;
         self.check_policies()?;

@@ -1,7 +1,7 @@
 //! What is sent, and what became of it.
 
 use super::{Digest, Kind, Rate};
-use crate::{id::Name, run::to_millis};
+use crate::{id::Name, run::to_millis, shown::line};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -109,8 +109,12 @@ impl Message {
         Self { rule: Some("test".into()), ..Self::new(id, channel, digest, now) }
     }
 
-    /// What it is about, in a line.
+    /// What it is about, in a line. Whatever jobs have said in it is only to be read.
     pub fn title(&self) -> String {
+        line(&self.about())
+    }
+
+    fn about(&self) -> String {
         let digest = &self.digest;
         if let [one] = &digest.events[..]
             && digest.more == 0
@@ -126,11 +130,11 @@ impl Message {
         }
     }
 
-    /// All of it, as text.
+    /// All of it, as text that is only to be read.
     pub fn text(&self) -> String {
         let mut text = String::new();
         for what in &self.digest.events {
-            text.push_str(&format!("{} {}\n", what.at.strftime("%F %T UTC"), what.line()));
+            text.push_str(&format!("{} {}\n", what.at.strftime("%F %T UTC"), line(&what.line())));
             let mut more = Vec::new();
             more.extend(what.run_id.map(|id| format!("run {id}")));
             more.extend(what.slot.map(|slot| format!("slot {slot}")));
@@ -141,8 +145,8 @@ impl Message {
             if !more.is_empty() {
                 text.push_str(&format!("  {}\n", more.join(", ")));
             }
-            for line in what.tail.iter().flat_map(|t| t.lines()) {
-                text.push_str(&format!("  | {line}\n"));
+            for said in what.tail.iter().flat_map(|t| t.lines()) {
+                text.push_str(&format!("  | {}\n", line(said)));
             }
         }
         if self.digest.more > 0 {

@@ -1,6 +1,7 @@
 //! Logging to standard error, and traces to whoever collects them.
 
 mod json;
+mod shown;
 pub mod trace;
 
 use std::{
@@ -77,8 +78,10 @@ where
 {
     // A log that cannot be written (its disk is full, say) must cost log lines only: told
     // of the error on standard error, a task would panic, as that cannot be written either.
-    let layer =
-        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
+    let json = format == LogFormat::Json;
+    let layer = tracing_subscriber::fmt::layer()
+        .with_writer(move || shown::Shown { to: std::io::stderr(), json })
+        .log_internal_errors(false);
     match format {
         LogFormat::Json => layer.fmt_fields(JsonFields::new()).event_format(json::Lines).boxed(),
         LogFormat::Text => {
