@@ -50,6 +50,10 @@ pub const CLAIMS: &str = "/cron/lock/slot/";
 /// Health records.
 pub const HEALTH: &str = "/agent/health/";
 /// Job definitions.
+/// Stop requests, for all nodes.
+pub const KILLS: &str = "/cron/kill/";
+/// Holders of, and waiters for, named locks.
+pub const LOCKS: &str = "/cron/lock/mutex/";
 pub const JOBS: &str = "/meepo/jobs/";
 /// Definitions of jobs at places in the product tree.
 pub const TREE_JOBS: &str = "/meepo/treejobs/";
@@ -141,12 +145,12 @@ pub fn triggers_of(node: &NodeId) -> String {
 
 /// A stop request.
 pub fn kill(node: &NodeId, run: RunId) -> String {
-    format!("/cron/kill/{node}/{run}")
+    format!("{KILLS}{node}/{run}")
 }
 
 /// All stop requests of a node.
 pub fn kills_of(node: &NodeId) -> String {
-    format!("/cron/kill/{node}/")
+    format!("{KILLS}{node}/")
 }
 
 /// The cursor of the last claimed slot of a job.
@@ -162,7 +166,7 @@ pub fn claim_at(job: &Name, path: &TreePath) -> String {
 
 /// All holders and waiters of a named lock.
 pub fn lock(name: &Name) -> String {
-    format!("/cron/lock/mutex/{name}/")
+    format!("{LOCKS}{name}/")
 }
 
 /// The health record of a node.

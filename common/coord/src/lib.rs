@@ -8,6 +8,7 @@
 //! - Every unary call ends within [`etcd::CALL_TIMEOUT`].
 //! - One decision is one transaction of fewer than 128 operations.
 
+pub mod access;
 pub mod claim;
 pub mod election;
 pub mod etcd;
@@ -17,6 +18,7 @@ pub mod lease;
 pub mod lock;
 pub mod records;
 pub mod survey;
+pub mod users;
 pub mod watch;
 
 pub use etcd::{CoordError, Entry, Etcd, Restart, Stats};

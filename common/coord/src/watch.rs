@@ -4,7 +4,7 @@
 //! where it stood; when that revision was compacted away, or after
 //! [`Options::resync`], everything is listed anew, which also repairs any drift.
 
-use crate::etcd::{CALL_TIMEOUT, CoordError, Entry, Etcd};
+use crate::etcd::{CALL_TIMEOUT, CoordError, Entry, Etcd, range_end};
 use etcd_client::{EventType, WatchOptions, WatchResponse, WatchStream};
 use meepo_runtime::backoff::Backoff;
 use std::{sync::Arc, time::Duration};
@@ -59,7 +59,7 @@ impl Default for Options {
     }
 }
 
-/// Watches `prefixes` and sends what happens to `out` until `stop` is cancelled or
+/// Watches `prefixes` (what does not end with `/` is one key) and sends what happens to `out` until `stop` is cancelled or
 /// the receiver is gone. A slow receiver slows the stream, it loses nothing.
 pub async fn watch(
     etcd: Etcd,
@@ -152,11 +152,13 @@ impl Watch {
     }
 
     async fn open(&self, next: &[i64]) -> Result<WatchStream, etcd_client::Error> {
+        // What it is refused for comes out in what follows.
+        let _ = self.etcd.ready().await;
         let mut client = self.etcd.watch_client();
         let mut stream: Option<WatchStream> = None;
         for (i, prefix) in self.prefixes.iter().enumerate() {
             let options = WatchOptions::new()
-                .with_prefix()
+                .with_range(range_end(prefix))
                 .with_start_revision(next[i])
                 .with_progress_notify()
                 .with_watch_id(i as i64 + 1);
