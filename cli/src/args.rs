@@ -1,17 +1,25 @@
 //! The command line: what can be said, not what it does.
 
+mod access;
 mod audit;
 mod doctor;
+mod etcd;
 mod history;
 mod node;
 mod notify;
+mod signing;
 pub(crate) mod task;
+mod tls;
 
+pub(crate) use access::{LoginArgs, RoleCommand, TokenCommand, UserCommand};
 pub(crate) use audit::{AuditArgs, AuditCommand};
 pub(crate) use doctor::DoctorArgs;
+pub(crate) use etcd::{EtcdCommand, InitAuthArgs};
 pub(crate) use history::{RunsArgs, SpanArgs};
 pub(crate) use node::NodeCommand;
 pub(crate) use notify::{ChannelCommand, NotifyCommand, RuleCommand};
+pub(crate) use signing::{KeyDir, SigningCommand};
+pub(crate) use tls::{ClientTls, InitArgs, IssueArgs, Kind, Named, RenewArgs, TlsCommand};
 use task::TaskCommand;
 
 use crate::{client::DEFAULT_MASTER, error::EXIT_HELP, events_args::EventsArgs, output::Format};
@@ -19,6 +27,7 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 use jiff::Timestamp;
 use meepo_core::{duration::HumanDuration, id::Name, job::Executor, tree::TreePath};
 use meepo_logstore::{Class, Keep};
+use meepo_runtime::tls::EtcdTlsSettings;
 use std::{net::SocketAddr, path::PathBuf};
 
 /// Run commands and schedules on a fleet of Linux hosts.
@@ -50,6 +59,9 @@ pub(crate) struct Global {
     /// How results are printed. Times are local in tables, UTC in JSON and YAML.
     #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
     pub(crate) output: Format,
+    /// How requests are encrypted.
+    #[command(flatten)]
+    pub(crate) tls: ClientTls,
 }
 
 /// What to do.
@@ -84,9 +96,33 @@ pub(crate) enum Command {
     /// Who did what.
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// Who may do what in etcd itself.
+    #[command(subcommand)]
+    Etcd(EtcdCommand),
+    /// An authority of one's own and its certificates.
+    #[command(subcommand)]
+    Tls(TlsCommand),
+    /// Get a token of a master and keep it.
+    Login(LoginArgs),
+    /// Revoke the token that is kept, and forget it.
+    Logout,
+    /// Print who you are for a master, and what you may.
+    Whoami,
+    /// Who may ask.
+    #[command(subcommand)]
+    User(UserCommand),
+    /// By what users and services are known.
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// What users may.
+    #[command(subcommand)]
+    Role(RoleCommand),
     /// Cron expressions and crontab files.
     #[command(subcommand)]
     Cron(CronCommand),
+    /// Keys with which masters sign what nodes run.
+    #[command(subcommand)]
+    Signing(SigningCommand),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -105,6 +141,15 @@ pub(crate) struct ServerArgs {
     /// Join the fleet behind this etcd instead of starting one; several with commas.
     #[arg(long, env = "MEEPO_ETCD", value_name = "URL", value_delimiter = ',')]
     pub(crate) etcd: Vec<String>,
+    /// User of etcd, where it does not take the common name of the certificate for it.
+    #[arg(long, env = "MEEPO_ETCD_USER", value_name = "USER")]
+    pub(crate) etcd_user: Option<String>,
+    /// File with the password of that user.
+    #[arg(long, env = "MEEPO_ETCD_PASSWORD_FILE", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) etcd_password_file: Option<PathBuf>,
+    /// What etcd is shown.
+    #[command(flatten)]
+    pub(crate) etcd_tls: EtcdTlsSettings,
     /// Where runs and output are kept: `mongodb://…` or `sqlite:PATH` [default: SQLite in the data directory].
     #[arg(long, env = "MEEPO_LOGS", value_name = "URL")]
     pub(crate) logs: Option<String>,
@@ -121,9 +166,13 @@ pub(crate) struct ServerArgs {
     /// Address of the worker's metrics.
     #[arg(long, env = "MEEPO_METRICS", default_value = "127.0.0.1:7602", value_name = "ADDR")]
     pub(crate) metrics: SocketAddr,
-    /// Listen beyond loopback although there is no authentication yet.
+    /// Listen beyond loopback although this server has no TLS.
     #[arg(long, env = "MEEPO_ALLOW_INSECURE_LISTEN", value_name = "BOOL", num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
     pub(crate) allow_insecure_listen: bool,
+    /// Ask everybody who they are: true or false [default: true beyond loopback, false on it and
+    /// with --allow-insecure-listen].
+    #[arg(long, env = "MEEPO_AUTH", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub(crate) auth: Option<bool>,
     /// Client port of the etcd child.
     #[arg(
         long,

@@ -1,7 +1,12 @@
 //! The master's HTTP API from the outside.
 
-use crate::error::{CliError, CliResult, exit};
+use crate::{
+    args::{ClientTls, Global},
+    credentials,
+    error::{CliError, CliResult, exit},
+};
 use meepo_core::api::ErrorBody;
+use meepo_runtime::tls;
 use reqwest::{Method, Response, StatusCode, Url};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{error::Error, time::Duration};
@@ -24,26 +29,35 @@ const MAX_EXCERPT: usize = 200;
 pub(crate) struct Client {
     http: reqwest::Client,
     base: Url,
+    /// By what the caller is known.
+    token: Option<String>,
 }
 
 /// Query parameters; those without a value are left out.
 pub(crate) type Query<'a> = &'a [(&'a str, Option<String>)];
 
 impl Client {
-    /// A client for the master at `url`; nothing is sent yet.
-    pub(crate) fn new(url: &str) -> CliResult<Self> {
+    /// A client for the master that the command line names; nothing is sent yet.
+    pub(crate) fn open(global: &Global) -> CliResult<Self> {
+        Self::encrypted(&global.master, &global.tls)
+    }
+
+    /// A client for the master at `url`, with the certificates that are given.
+    fn encrypted(url: &str, tls: &ClientTls) -> CliResult<Self> {
         let bad = |problem: String| {
             CliError::usage("--master", problem, format!("a URL such as {DEFAULT_MASTER}"))
         };
         let full = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
         let base = Url::parse(&full).map_err(|e| bad(format!("{url:?} is not a URL: {e}")))?;
-        if base.scheme() != "http" || base.host_str().is_none_or(str::is_empty) {
-            return Err(bad(format!("{url:?} is not an http:// URL of a host")));
+        if !["http", "https"].contains(&base.scheme()) || base.host_str().is_none_or(str::is_empty)
+        {
+            return Err(bad(format!("{url:?} is no http:// or https:// URL of a host")));
         }
         let mut builder = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_keepalive(Duration::from_secs(15))
-            .user_agent(concat!("meepo/", env!("CARGO_PKG_VERSION")));
+            .user_agent(concat!("meepo/", env!("CARGO_PKG_VERSION")))
+            .tls_backend_preconfigured(config(&base, tls)?);
         // A proxy set for the web must not stand between us and our own machine.
         if base
             .host_str()
@@ -54,7 +68,18 @@ impl Client {
         let http = builder
             .build()
             .map_err(|e| CliError::new(exit::INTERNAL, format!("cannot set up HTTP: {e}")))?;
-        Ok(Self { http, base })
+        let token = credentials::token_for(&base)?;
+        Ok(Self { http, base, token })
+    }
+
+    /// The master's address.
+    pub(crate) fn base(&self) -> &Url {
+        &self.base
+    }
+
+    /// The same client with another token, or with none.
+    pub(crate) fn with_token(&self, token: Option<String>) -> Self {
+        Self { token, ..self.clone() }
     }
 
     /// The address of `path` with `query`; segments are escaped.
@@ -115,8 +140,13 @@ impl Client {
         timeout: Option<Duration>,
     ) -> CliResult<Response> {
         let mut request = self.http.request(method, self.url(path, query));
-        if let Some(user) = user() {
-            request = request.header(USER, user);
+        match &self.token {
+            Some(token) => request = request.bearer_auth(token),
+            None => {
+                if let Some(user) = user() {
+                    request = request.header(USER, user);
+                }
+            }
         }
         // Whoever runs this as a part of something else may follow it there.
         if let Ok(traceparent) = std::env::var("TRACEPARENT") {
@@ -138,10 +168,21 @@ impl Client {
     }
 
     fn unreachable(&self, e: &reqwest::Error) -> CliError {
+        let master = self.base.as_str().trim_end_matches('/');
+        if let Some(why) = tls::explain(e) {
+            return CliError::new(
+                exit::UNAVAILABLE,
+                format!("cannot trust, or be trusted by, the master at {master}: {why}"),
+            )
+            .expected(
+                "the authority of the fleet in --ca or MEEPO_CA, and where the master asks for \
+                 one a valid certificate in --client-cert and --client-key",
+            );
+        }
         let why = if e.is_timeout() { "no answer in time".into() } else { root_cause(e) };
         CliError::new(
             exit::UNAVAILABLE,
-            format!("cannot reach the master at {}: {why}", self.base.as_str().trim_end_matches('/')),
+            format!("cannot reach the master at {master}: {why}"),
         )
         .expected("a running master (start one with `meepo --server`), or its address in --master or MEEPO_MASTER")
     }
@@ -150,9 +191,44 @@ impl Client {
         let master = self.base.as_str().trim_end_matches('/');
         CliError::new(
             exit::UNAVAILABLE,
-            format!("the connection to the master at {master} broke: {}", root_cause(e)),
+            format!(
+                "the connection to the master at {master} broke: {}",
+                tls::explain(e).unwrap_or_else(|| root_cause(e))
+            ),
         )
     }
+}
+
+/// What connections are encrypted with. Where they are not, nothing is read.
+fn config(base: &Url, tls: &ClientTls) -> CliResult<rustls::ClientConfig> {
+    let pair = match (&tls.client_cert, &tls.client_key) {
+        (Some(cert), Some(key)) => Some((cert.as_path(), key.as_path())),
+        (None, None) => None,
+        (Some(_), None) => {
+            return Err(CliError::usage("--client-key", "missing", "the key of --client-cert"));
+        }
+        (None, Some(_)) => {
+            return Err(CliError::usage("--client-cert", "missing", "the certificate of the key"));
+        }
+    };
+    if base.scheme() == "http" {
+        return tls::plain_config().map_err(internal);
+    }
+    tls::client_config(tls.ca.as_deref(), pair)
+        .map_err(|e| CliError::new(exit::USAGE, format!("{e:#}")))
+}
+
+/// A client for what is on this host: without encryption, and without a proxy.
+///
+/// # Errors
+/// When HTTP cannot be set up.
+pub(crate) fn local(timeout: Duration) -> anyhow::Result<reqwest::Client> {
+    let builder = reqwest::Client::builder().no_proxy().timeout(timeout);
+    Ok(builder.tls_backend_preconfigured(tls::plain_config()?).build()?)
+}
+
+fn internal(e: anyhow::Error) -> CliError {
+    CliError::new(exit::INTERNAL, format!("cannot set up TLS: {e:#}"))
 }
 
 /// Who the caller is, as the environment says: for the audit, which takes it as hearsay.
@@ -189,6 +265,7 @@ fn refused(status: StatusCode, bytes: &[u8]) -> CliError {
     }
     let exit = match status.as_u16() {
         404 => exit::NOT_FOUND,
+        401 | 403 => exit::DENIED,
         409 => exit::CONFLICT,
         502..=504 => exit::UNAVAILABLE,
         400..=499 => exit::USAGE,
@@ -249,6 +326,13 @@ impl Lines {
 mod tests {
     use super::*;
     use crate::testing::{Reply, fake_master};
+
+    impl Client {
+        /// A client for the master at `url`.
+        pub(crate) fn new(url: &str) -> CliResult<Self> {
+            Self::encrypted(url, &ClientTls::default())
+        }
+    }
     use serde_json::{Value, json};
 
     #[test]
@@ -258,7 +342,8 @@ mod tests {
         assert_eq!(url.as_str(), "http://127.0.0.1:7600/v1/jobs/a:b?n=5+6");
         let client = Client::new("http://proxy/meepo/").unwrap();
         assert_eq!(client.url(&["jobs", "a/b"], &[]).as_str(), "http://proxy/meepo/v1/jobs/a%2Fb");
-        for bad in ["https://x", "http://", "://", "ftp://a"] {
+        assert!(Client::new("https://m1:7600").is_ok());
+        for bad in ["http://", "://", "ftp://a"] {
             let e = Client::new(bad).unwrap_err();
             assert_eq!(e.exit, exit::USAGE, "{bad}");
             assert!(e.to_string().contains("expected a URL such as"), "{e}");

@@ -19,6 +19,7 @@ mod process;
 mod tests;
 
 use anyhow::{Context, Result, anyhow, bail};
+use meepo_runtime::files::private_dir;
 use process::Launch;
 use std::{
     fs::File,
@@ -158,9 +159,10 @@ fn prepare(options: &EtcdOptions) -> Result<(Launch, File)> {
         )
     })?;
     let dir = &options.data_dir;
-    process::private_dir(dir)
+    // Only we can read it, as etcd wants it.
+    private_dir(dir)
         .and_then(|()| dir.canonicalize())
-        .and_then(|dir| process::private_dir(&dir.join("etcd")).map(|()| dir))
+        .and_then(|dir| private_dir(&dir.join("etcd")).map(|()| dir))
         .with_context(|| {
             format!(
                 "cannot make the data directory {}; expected one that can be written (--data-dir)",

@@ -10,15 +10,16 @@ use crate::{
     etcd_child::{EtcdChild, EtcdOptions},
 };
 use anyhow::Context;
+use meepo_coord::EtcdAccess;
 use meepo_core::{id::Name, tree::JobDocument};
 use meepo_logstore::Retention;
-use meepo_master::Master;
+use meepo_master::{Master, auth::AuthSettings};
 use meepo_runtime::{
-    tasks,
+    files, tasks,
     telemetry::{self, LogFormat, trace},
 };
 use meepo_worker::Worker;
-use std::{collections::BTreeMap, io::Write, os::unix::fs::DirBuilderExt, time::Duration};
+use std::{collections::BTreeMap, io::Write, time::Duration};
 use tracing::{info, warn};
 
 /// How long the start may take before the banner says that something is missing.
@@ -46,7 +47,7 @@ fn check_addresses(args: &ServerArgs) -> CliResult<()> {
     {
         if !address.ip().is_loopback() && !args.allow_insecure_listen {
             let problem = format!(
-                "{address} can be reached from other hosts, and there is no authentication yet"
+                "{address} can be reached from other hosts, and nothing is encrypted here"
             );
             let expected = "a loopback address, or --allow-insecure-listen \
                             (MEEPO_ALLOW_INSECURE_LISTEN=true) on a network where everybody may";
@@ -54,6 +55,13 @@ fn check_addresses(args: &ServerArgs) -> CliResult<()> {
         }
     }
     Ok(())
+}
+
+/// Who is asked what.
+fn auth(args: &ServerArgs) -> AuthSettings {
+    let beyond = [args.http, args.grpc].iter().any(|a| !a.ip().is_loopback());
+    let on = args.auth.unwrap_or(beyond && !args.allow_insecure_listen);
+    AuthSettings { on, ..AuthSettings::default() }
 }
 
 /// Reads the definitions before anything is started, so that a typing error in one is
@@ -79,11 +87,8 @@ async fn serve(args: ServerArgs, jobs: Vec<JobDocument>) -> anyhow::Result<u8> {
     let termination = tasks::termination();
     tokio::pin!(termination);
     // For this user only: it holds commands and what they wrote.
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&args.data_dir)
-        .with_context(|| format!("cannot create {}", args.data_dir.display()))?;
+    files::own_dir(&args.data_dir)
+        .with_context(|| format!("cannot use {} as --data-dir", args.data_dir.display()))?;
     let etcd = match args.etcd.is_empty() {
         true => {
             let starting = EtcdChild::start(EtcdOptions::new(&args.data_dir, args.etcd_port));
@@ -114,12 +119,20 @@ async fn with_etcd(
         Some(etcd) => vec![etcd.endpoint().to_owned()],
         None => args.etcd.clone(),
     };
+    let access = EtcdAccess {
+        tls: args.etcd_tls.clone().resolve(&endpoints, None)?,
+        user: EtcdAccess::user(args.etcd_user.clone(), args.etcd_password_file.clone())?,
+        endpoints,
+    };
     let own_store = format!("sqlite:{}", args.data_dir.join("logs.db").display());
     let master = Master::start(meepo_master::Config {
-        etcd: endpoints.clone(),
+        etcd: access.clone(),
+        tls: None,
+        ca_key: None,
         http: args.http,
         grpc: args.grpc,
         advertise: None,
+        auth: auth(args),
         logs: args.logs.clone().unwrap_or(own_store),
         data_dir: args.data_dir.clone(),
         lease_ttl: LEASE_TTL,
@@ -131,6 +144,7 @@ async fn with_etcd(
         },
         secrets_dir: args.data_dir.join("secrets"),
         notify_commands: BTreeMap::new(),
+        signing: None,
         log_format: LogFormat::Text,
         otlp_endpoint: None,
     })
@@ -140,21 +154,26 @@ async fn with_etcd(
     let worker_dir = std::path::absolute(args.data_dir.join("worker"))
         .context("the working directory is not known")?;
     let worker = Worker::start(meepo_worker::Config {
-        etcd: endpoints,
+        etcd: access,
+        tls: None,
         node: args.node.clone().or(own_etcd_node),
         pid_file: worker_dir.join("worker.pid"),
         data_dir: worker_dir,
         // An SQLite file has one writer, the master; a MongoDB is written to directly.
         logs: args.logs.clone().filter(|url| url.starts_with("mongodb")),
         metrics: args.metrics,
+        metrics_tls: false,
         lease_ttl: LEASE_TTL,
         heartbeat: meepo_worker::config::DEFAULT_HEARTBEAT,
         max_running: 512,
         task_slots: meepo_worker::default_task_slots(),
         cgroup_root: None,
+        secrets_dir: args.data_dir.join("secrets"),
+        secrets_command: Vec::new(),
         spool_limit: 1 << 30,
         spool_max_age: meepo_worker::config::DEFAULT_MAX_AGE,
         catchup_rate: meepo_worker::config::DEFAULT_CATCHUP,
+        trust: Default::default(),
         log_format: LogFormat::Text,
         otlp_endpoint: None,
         labels: BTreeMap::new(),

@@ -31,6 +31,8 @@ const MOST_JOBS: usize = 200;
 const READY_FOR: SignedDuration = SignedDuration::from_mins(10);
 /// How much later than its deadline a part may be taken back.
 const OVERDUE: SignedDuration = SignedDuration::from_secs(60);
+/// A certificate that is valid for less should have been renewed.
+const EXPIRES: SignedDuration = SignedDuration::from_hours(14 * 24);
 /// The version of this master.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -157,6 +159,7 @@ impl Ops {
                 "see in its log, target `audit`, what could not be kept and why",
             ));
         }
+        found.extend(self.certificate(Timestamp::now()));
         if !self.view.changes().borrow().complete {
             found.push(Finding::warn(
                 subject,
@@ -168,6 +171,20 @@ impl Ops {
             found.push(Finding::ok(subject, format!("version {VERSION}")));
         }
         found
+    }
+
+    /// Whether its certificate is about to expire.
+    fn certificate(&self, now: Timestamp) -> Option<Finding> {
+        let until = self.joining.credentials.as_ref()?.now().facts()?.not_after;
+        let remedy = "`meepo tls renew`, and the files to this host; nothing is restarted";
+        if until <= now {
+            let message = format!("its certificate has expired on {until}: nobody speaks to it");
+            return Some(Finding::error("master", message, remedy));
+        }
+        let left = until.duration_since(now);
+        (left < EXPIRES).then(|| {
+            Finding::warn("master", format!("its certificate expires on {until}"), remedy)
+        })
     }
 
     async fn doctor_nodes(&self, now: Timestamp) -> Vec<Finding> {

@@ -8,6 +8,7 @@
 //! ```
 
 pub mod audit;
+pub mod auth;
 pub mod config;
 pub mod digests;
 pub mod doctor;
@@ -22,9 +23,12 @@ pub mod metrics;
 pub mod mismatches;
 pub mod notify;
 pub mod ops;
+pub mod peer;
 pub mod reconcile;
 pub mod rerun;
+mod resign;
 mod retention;
+pub mod seal;
 pub mod sessions;
 mod spans;
 pub mod tasks;

@@ -2,6 +2,7 @@
 
 use crate::{
     audit::{self, Audit},
+    auth::Auth,
     config::Config,
     events::Events,
     grpc, http,
@@ -10,8 +11,9 @@ use crate::{
     metrics::Metrics,
     mismatches,
     notify::{self, Notifier, Sender},
-    ops::{Feeds, KeyLease, Ops},
-    reconcile, rerun, retention,
+    ops::{Feeds, Joining, KeyLease, LeaderLink, Ops},
+    reconcile, rerun, resign, retention,
+    seal::Seal,
     sessions::Sessions,
     tasks::{Board, Leader, run as dispatch_tasks},
     view::View,
@@ -24,7 +26,12 @@ use meepo_coord::{
     records::LeaderRecord,
 };
 use meepo_logstore::{LogStore, mongo};
-use meepo_runtime::{OnError, Tasks, backoff::Backoff};
+use meepo_runtime::{
+    OnError, Tasks,
+    backoff::Backoff,
+    files,
+    tls::{Acceptor, Credentials, Protocol},
+};
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpSocket},
@@ -60,16 +67,21 @@ impl Master {
         let grpc_listener = bind(config.grpc, "gRPC", "--grpc (MEEPO_GRPC)")?;
         let (http, grpc) = (http_listener.local_addr()?, grpc_listener.local_addr()?);
         if config.logs.starts_with("sqlite:") {
-            std::fs::create_dir_all(&config.data_dir)
-                .with_context(|| format!("cannot create {}", config.data_dir.display()))?;
+            let dir = &config.data_dir;
+            files::own_dir(dir)
+                .with_context(|| format!("cannot use {} as data_dir", dir.display()))?;
         }
+        let credentials = config.tls.clone().map(Credentials::load).transpose()?;
+        let http_acceptor = Acceptor::new(credentials.clone(), Protocol::Http);
+        let grpc_acceptor = Acceptor::new(credentials.clone(), Protocol::Grpc);
+        let scheme = if credentials.is_some() { "https" } else { "http" };
         let metrics = Arc::new(Metrics::default());
         let store = meepo_logstore::open_observed(&config.logs, mongo::POOL, metrics.store()).await;
         let store = store.context("logs")?;
-        let etcd = Etcd::connect(&config.etcd).await?.counted(metrics.etcd());
+        let etcd = Etcd::open(config.etcd.clone()).await?.counted(metrics.etcd());
         let tasks = Tasks::new();
         let stop = tasks.token();
-        info!(%http, %grpc, etcd = ?config.etcd, "master starts");
+        info!(%http, %grpc, etcd = ?config.etcd.endpoints, "master starts");
 
         let migrating = migrate(store.clone(), stop.clone());
         tasks.spawn("migrations", OnError::Shutdown, migrating);
@@ -89,10 +101,12 @@ impl Master {
         };
         let me = LeaderRecord {
             id: uuid::Uuid::now_v7().to_string(),
-            http: format!("http://{}", host(http)),
-            grpc: format!("http://{}", host(grpc)),
+            http: format!("{scheme}://{}", host(http)),
+            grpc: format!("{scheme}://{}", host(grpc)),
             extra: Default::default(),
         };
+        let auth = Auth::new(config.auth.clone(), etcd.for_requests())?;
+        tasks.spawn("auth", OnError::Shutdown, auth.clone().run(etcd.clone(), stop.clone()));
         let (audit, audited) = Audit::new(&me.http, metrics.clone());
         let writing = audit::write(
             audited,
@@ -109,9 +123,10 @@ impl Master {
             Ok(())
         });
 
-        let view = View::new();
+        let seal = Seal::open(config.signing.as_ref())?;
+        let view = View::sealed(seal.clone());
         tasks.spawn("view", OnError::Shutdown, view.clone().keep(etcd.clone(), stop.clone()));
-        let board = Board::new();
+        let board = Board::sealed(seal.clone());
         tasks.spawn(
             "task board",
             OnError::Shutdown,
@@ -127,13 +142,19 @@ impl Master {
             board: board.clone(),
             tasks_limit: config.tasks_limit,
             key_lease: KeyLease::default(),
-            sessions: Sessions::default(),
+            sessions: Sessions::sealed(seal.clone()),
             feeds: Feeds::default(),
             events,
             sender: sender.clone(),
             leadership: leadership.clone(),
-            leader: Arc::default(),
+            leader: Arc::new(LeaderLink::new(credentials.clone())),
+            joining: Arc::new(Joining {
+                credentials,
+                ca_key: config.ca_key,
+                etcd: config.etcd.endpoints,
+            }),
             limits: Limits::new(metrics.clone()),
+            auth,
             audit,
             metrics,
         };
@@ -165,6 +186,8 @@ impl Master {
             stop.clone(),
         );
         tasks.spawn("placement", OnError::Shutdown, placing);
+        let resigning = resign::run(etcd.clone(), seal, leadership.clone(), stop.clone());
+        tasks.spawn("signatures of definitions", OnError::Log, resigning);
         let again = rerun::run(
             ops.etcd.clone(),
             store.clone(),
@@ -189,9 +212,9 @@ impl Master {
         tasks.spawn(
             "http",
             OnError::Shutdown,
-            http::serve(http_listener, ops.clone(), config.advertise.clone(), stop.clone()),
+            http::serve(http_listener, http_acceptor, ops.clone(), config.advertise.clone(), stop.clone()),
         );
-        tasks.spawn("grpc", OnError::Shutdown, grpc::serve(grpc_listener, ops.clone(), stop));
+        tasks.spawn("grpc", OnError::Shutdown, grpc::serve(grpc_listener, grpc_acceptor, ops.clone(), stop));
         Ok(Self { http, grpc, ops, tasks })
     }
 

@@ -1,12 +1,16 @@
 //! Settings: the file `/etc/meepo/worker.toml`, then the environment, then flags; the
 //! later wins. `docs/reference/config.md` lists them.
 
+use crate::secrets;
+use crate::trust::{Expired, TrustOptions};
 use anyhow::Context;
 use clap::Args;
-use meepo_core::{duration::HumanDuration, id::NodeId};
+use meepo_coord::EtcdAccess;
+use meepo_core::{duration::HumanDuration, id::NodeId, policy::Allow};
 use meepo_runtime::{
     config,
     telemetry::{LogFormat, trace},
+    tls::{EtcdTlsSettings, TlsFiles, TlsSettings},
 };
 use serde::{
     Deserialize, Deserializer,
@@ -41,6 +45,18 @@ pub struct Settings {
     /// URLs of etcd, separated by commas. [default: http://127.0.0.1:2379]
     #[arg(long, env = "MEEPO_ETCD", value_delimiter = ',')]
     pub etcd: Option<Vec<String>>,
+    /// User of etcd, where it does not take the common name of the certificate for it.
+    #[arg(long, env = "MEEPO_ETCD_USER")]
+    pub etcd_user: Option<String>,
+    /// File with the password of that user.
+    #[arg(long, env = "MEEPO_ETCD_PASSWORD_FILE", value_name = "FILE")]
+    pub etcd_password_file: Option<PathBuf>,
+    /// What etcd is shown.
+    #[command(flatten)]
+    pub etcd_tls: EtcdTlsSettings,
+    /// What this process shows, and whom it believes.
+    #[command(flatten)]
+    pub tls: TlsSettings,
     /// This node's id. [default: the source address of the route to etcd]
     #[arg(long, env = "MEEPO_NODE")]
     pub node: Option<NodeId>,
@@ -57,6 +73,10 @@ pub struct Settings {
     /// Address of /metrics and /healthz. [default: 127.0.0.1:7602]
     #[arg(long, env = "MEEPO_METRICS")]
     pub metrics: Option<SocketAddr>,
+    /// Serve metrics over TLS, to those who show a certificate. [default: beyond loopback, where
+    /// there is one to show]
+    #[arg(long, env = "MEEPO_METRICS_TLS", num_args = 0..=1, default_missing_value = "true")]
+    pub metrics_tls: Option<bool>,
     /// Let /metrics listen beyond loopback although it has no authentication.
     #[arg(long, env = "MEEPO_ALLOW_INSECURE_LISTEN", num_args = 0..=1, default_missing_value = "true")]
     pub allow_insecure_listen: Option<bool>,
@@ -77,6 +97,13 @@ pub struct Settings {
     /// the worker's own]
     #[arg(long, env = "MEEPO_CGROUP_ROOT")]
     pub cgroup_root: Option<PathBuf>,
+    /// Directory with a file for each secret that jobs refer to. [default: /etc/meepo/secrets]
+    #[arg(long, env = "MEEPO_SECRETS_DIR")]
+    pub secrets_dir: Option<PathBuf>,
+    /// Program and arguments, separated by spaces, that print the secret whose name they get as
+    /// one more argument. [default: none]
+    #[arg(long, env = "MEEPO_SECRETS_COMMAND", value_delimiter = ' ')]
+    pub secrets_command: Option<Vec<String>>,
     /// Bytes the spool may hold while the log store is away. [default: 1 GiB]
     #[arg(long, env = "MEEPO_SPOOL_LIMIT")]
     pub spool_limit: Option<u64>,
@@ -86,6 +113,18 @@ pub struct Settings {
     /// Items in a second that a backlog is delivered at. [default: 5000]
     #[arg(long, env = "MEEPO_CATCHUP_RATE")]
     pub catchup_rate: Option<u32>,
+    /// Run nothing that no master has signed.
+    #[arg(long, env = "MEEPO_REQUIRE_SIGNATURE", num_args = 0..=1, default_missing_value = "true")]
+    pub require_signature: Option<bool>,
+    /// Files with the public keys of the masters, separated by commas.
+    #[arg(long, env = "MEEPO_TRUSTED_KEYS", value_delimiter = ',')]
+    pub trusted_keys: Option<Vec<PathBuf>>,
+    /// What becomes of jobs whose signature has run out: `keep` or `stop`. [default: keep]
+    #[arg(long, env = "MEEPO_EXPIRED_ASSIGNMENTS")]
+    pub expired_assignments: Option<Expired>,
+    /// What this node runs, whatever masters say; only in the file.
+    #[arg(skip)]
+    pub allow: Allow,
     /// `text` or `json`. [default: text]
     #[arg(long, env = "MEEPO_LOG_FORMAT")]
     pub log_format: Option<LogFormat>,
@@ -187,11 +226,30 @@ fn label(s: &str) -> Result<(String, String), String> {
     }
 }
 
+/// What the node believes and runs.
+fn trust_of(
+    require: bool,
+    keys: Option<Vec<PathBuf>>,
+    expired: Option<Expired>,
+    allow: Allow,
+) -> anyhow::Result<TrustOptions> {
+    anyhow::ensure!(
+        !require || keys.as_ref().is_some_and(|keys| !keys.is_empty()),
+        "trusted_keys: missing, and with require_signature nothing could run; expected files with \
+         the public keys of the masters, as `meepo signing init` writes them"
+    );
+    allow.check_lists().map_err(anyhow::Error::msg)?;
+    let keys = keys.filter(|_| require);
+    Ok(TrustOptions { keys, expired: expired.unwrap_or_default(), allow })
+}
+
 /// Settings with every default filled in.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// URLs of etcd.
-    pub etcd: Vec<String>,
+    /// How etcd is reached.
+    pub etcd: EtcdAccess,
+    /// What this process shows and whom it believes; none: nothing is encrypted.
+    pub tls: Option<TlsFiles>,
     /// This node's id, if it is set.
     pub node: Option<NodeId>,
     /// Where journal, spool and snapshot live.
@@ -200,6 +258,8 @@ pub struct Config {
     pub logs: Option<String>,
     /// Address of `/metrics`.
     pub metrics: SocketAddr,
+    /// Whether it is served over TLS, to those who show a certificate.
+    pub metrics_tls: bool,
     /// Time to live of the worker's lease.
     pub lease_ttl: Duration,
     /// Time between heartbeats to the leading master, by and large.
@@ -210,12 +270,18 @@ pub struct Config {
     pub task_slots: u32,
     /// Control group below which those of runs are made; none: the worker's own.
     pub cgroup_root: Option<PathBuf>,
+    /// Directory with a file for each secret of jobs.
+    pub secrets_dir: PathBuf,
+    /// What prints a secret, and its arguments; empty: nothing does.
+    pub secrets_command: Vec<String>,
     /// Bytes the spool may hold.
     pub spool_limit: u64,
     /// How long output may wait in the spool.
     pub spool_max_age: Duration,
     /// Items in a second that a backlog is delivered at.
     pub catchup_rate: u32,
+    /// What this node believes and runs.
+    pub trust: TrustOptions,
     /// How log lines look.
     pub log_format: LogFormat,
     /// Where traces go, if anywhere.
@@ -241,6 +307,12 @@ impl Settings {
     pub fn resolve(self, file: Option<&Path>) -> anyhow::Result<Config> {
         let path = file.unwrap_or(Path::new(DEFAULT_FILE));
         let base: Settings = config::load(path, file.is_some())?;
+        let tls = self.tls.over(base.tls);
+        anyhow::ensure!(
+            tls.ca_key.is_none(),
+            "tls.ca_key: a worker signs for nobody; expected it on a master only"
+        );
+        let tls = tls.files()?;
         let mut labels = base.labels;
         labels.extend(self.label);
         let lease_ttl = self.lease_ttl.or(base.lease_ttl).map_or(Duration::from_secs(10), |d| d.0);
@@ -263,13 +335,27 @@ impl Settings {
         let metrics =
             self.metrics.or(base.metrics).unwrap_or(SocketAddr::from(([127, 0, 0, 1], 7602)));
         let allowed = self.allow_insecure_listen.or(base.allow_insecure_listen).unwrap_or(false);
+        let metrics_tls = self.metrics_tls.or(base.metrics_tls);
+        let metrics_tls = metrics_tls.unwrap_or(tls.is_some() && !metrics.ip().is_loopback());
         anyhow::ensure!(
-            metrics.ip().is_loopback() || allowed,
+            tls.is_some() || !metrics_tls,
+            "metrics_tls: there is no certificate to show; expected [tls] with it"
+        );
+        anyhow::ensure!(
+            metrics.ip().is_loopback() || allowed || metrics_tls,
             "metrics: {metrics} can be reached from other hosts and has no authentication; \
-             expected a loopback address, or allow_insecure_listen = true"
+             expected [tls], a loopback address, or allow_insecure_listen = true"
         );
         let etcd = self.etcd.or(base.etcd).unwrap_or(vec!["http://127.0.0.1:2379".into()]);
         anyhow::ensure!(!etcd.is_empty(), "etcd: empty list; expected at least one URL");
+        let etcd = EtcdAccess {
+            tls: self.etcd_tls.over(base.etcd_tls).resolve(&etcd, tls.as_ref())?,
+            user: EtcdAccess::user(
+                self.etcd_user.or(base.etcd_user),
+                self.etcd_password_file.or(base.etcd_password_file),
+            )?,
+            endpoints: etcd,
+        };
         let data_dir = self.data_dir.or(base.data_dir).unwrap_or("/var/lib/meepo-worker".into());
         // Processes that outlive the worker use it from another working directory.
         let data_dir = std::path::absolute(&data_dir)
@@ -288,23 +374,37 @@ impl Settings {
             "catchup_rate: 0 would never deliver a backlog; expected at least 1"
         );
         let logs = logs_of((self.logs, self.logs_via), (base.logs, base.logs_via))?;
+        let trust = trust_of(
+            self.require_signature.or(base.require_signature).unwrap_or(false),
+            self.trusted_keys.or(base.trusted_keys),
+            self.expired_assignments.or(base.expired_assignments),
+            base.allow,
+        )?;
         let otlp_endpoint = self.otlp_endpoint.or(base.otlp_endpoint);
         otlp_endpoint.as_deref().map_or(Ok(()), trace::check)?;
         Ok(Config {
             etcd,
+            tls,
             node: self.node.or(base.node),
             pid_file: pid_file.unwrap_or_else(|| data_dir.join("worker.pid")),
             data_dir,
             logs,
             metrics,
+            metrics_tls,
             lease_ttl,
             heartbeat,
             max_running,
             task_slots,
             cgroup_root: self.cgroup_root.or(base.cgroup_root),
+            secrets_dir: self
+                .secrets_dir
+                .or(base.secrets_dir)
+                .unwrap_or_else(|| secrets::DEFAULT_DIR.into()),
+            secrets_command: self.secrets_command.or(base.secrets_command).unwrap_or_default(),
             spool_limit: self.spool_limit.or(base.spool_limit).unwrap_or(1 << 30),
             spool_max_age,
             catchup_rate,
+            trust,
             log_format: self.log_format.or(base.log_format).unwrap_or_default(),
             otlp_endpoint,
             labels,

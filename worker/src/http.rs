@@ -9,14 +9,18 @@ use axum::{
     routing::get,
 };
 use jiff::Timestamp;
-use meepo_runtime::metrics::CONTENT_TYPE;
-use std::sync::Arc;
-use tokio::net::TcpListener;
+use meepo_runtime::{
+    metrics::CONTENT_TYPE,
+    tls::{Acceptor, Io, Peer, incoming},
+};
+use std::{net::SocketAddr, sync::Arc};
+use tokio::{net::TcpListener, sync::mpsc};
 use tokio_util::sync::CancellationToken;
 
 /// Serves until `stop` is cancelled.
 pub async fn serve(
     listener: TcpListener,
+    acceptor: Acceptor,
     metrics: Arc<Metrics>,
     vitals: Vitals,
     stop: CancellationToken,
@@ -25,8 +29,34 @@ pub async fn serve(
         .route("/metrics", get(text))
         .route("/healthz", get(health))
         .with_state((metrics, vitals));
-    axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await?;
+    let address = listener.local_addr()?;
+    let connections = Connections { ready: incoming(listener, acceptor, stop.clone()), address };
+    axum::serve(connections, app).with_graceful_shutdown(stop.cancelled_owned()).await?;
     Ok(())
+}
+
+/// Connections that have been accepted. Where they are encrypted, whoever is at the other end
+/// has shown a certificate.
+struct Connections {
+    ready: mpsc::Receiver<(Io, Peer)>,
+    address: SocketAddr,
+}
+
+impl axum::serve::Listener for Connections {
+    type Io = Io;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        match self.ready.recv().await {
+            Some((io, peer)) => (io, peer.address),
+            // Nothing is accepted any more: the server is about to end.
+            None => std::future::pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<Self::Addr> {
+        Ok(self.address)
+    }
 }
 
 type Shown = State<(Arc<Metrics>, Vitals)>;

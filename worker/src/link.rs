@@ -2,9 +2,10 @@
 
 use meepo_coord::election::Leadership;
 use meepo_proto::internal::workers_client::WorkersClient;
+use meepo_runtime::tls::{self, ChannelError, Credentials};
 use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tracing::warn;
 
 /// The leader as a worker sees it.
@@ -23,13 +24,17 @@ pub struct MasterLink {
 }
 
 impl MasterLink {
-    /// Follows `leadership`; the task ends with its sender.
-    pub fn follow(mut leadership: watch::Receiver<Leadership>) -> Self {
+    /// Follows `leadership`; the task ends with its sender. With credentials, only masters
+    /// that show a certificate are spoken to.
+    pub fn follow(
+        mut leadership: watch::Receiver<Leadership>,
+        credentials: Option<Arc<Credentials>>,
+    ) -> Self {
         let (tx, leader) = watch::channel(None);
         tokio::spawn(async move {
             loop {
                 let found = leadership.borrow_and_update().leader.clone();
-                let next = found.and_then(|(record, term)| match connect(&record.grpc) {
+                let next = found.and_then(|(record, term)| match connect(&record.grpc, credentials.as_ref()) {
                     Ok(channel) => {
                         let client = WorkersClient::new(channel)
                             .max_decoding_message_size(MAX_MESSAGE)
@@ -61,15 +66,13 @@ impl MasterLink {
     }
 }
 
+/// Longest time until there is a connection.
+const CONNECT: Duration = Duration::from_secs(3);
 /// Largest message between worker and master.
 pub const MAX_MESSAGE: usize = 16 << 20;
 
-fn connect(url: &str) -> Result<Channel, tonic::transport::Error> {
-    Ok(Endpoint::from_shared(url.to_owned())?
-        .connect_timeout(Duration::from_secs(3))
-        .http2_keep_alive_interval(Duration::from_secs(5))
-        .keep_alive_timeout(Duration::from_secs(5))
-        .keep_alive_while_idle(true)
-        .tcp_nodelay(true)
-        .connect_lazy())
+fn connect(url: &str, credentials: Option<&Arc<Credentials>>) -> Result<Channel, ChannelError> {
+    tls::channel(url, credentials, |endpoint| {
+        tls::usual(endpoint, CONNECT).keep_alive_while_idle(true)
+    })
 }

@@ -4,15 +4,15 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use meepo_core::duration::HumanDuration;
 use meepo_runtime::{
-    tasks,
+    files, tasks,
     telemetry::{self, trace},
 };
 use meepo_worker::{
     Settings, Worker, config,
     daemon::{self, PidFile},
     health::VERSION,
+    join::{self, JoinOptions, RenewOptions},
     process::exec_helper_entry,
-    state,
 };
 use std::{path::PathBuf, process::ExitCode};
 use tokio::signal::unix::{SignalKind, signal};
@@ -37,6 +37,17 @@ enum Command {
     Stop(StopOptions),
     /// Say whether a worker runs. Exit code 0 if so, 3 if not.
     Status(Options),
+    /// Become a node: have a certificate signed by a master, for a token.
+    Join(JoinOptions),
+    /// Have the certificate of this node signed anew, before it expires.
+    Renew {
+        /// By whom.
+        #[command(flatten)]
+        renew: RenewOptions,
+        /// Where the certificate is.
+        #[command(flatten)]
+        options: Box<Options>,
+    },
     /// Print the version.
     Version,
 }
@@ -112,15 +123,26 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                 }
             });
         }
+        Command::Join(options) => print!("{}", once(join::join(options))?),
+        Command::Renew { renew, options } => {
+            let tls = resolve(*options)?.0.tls;
+            let tls = tls.context("there is no certificate; expected [tls] in the settings")?;
+            print!("{}", once(join::renew(&tls, &renew))?);
+        }
         Command::Version => println!("meepo-worker {VERSION}"),
     }
     Ok(ExitCode::SUCCESS)
 }
 
+/// Does something that ends by itself.
+fn once<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
 /// The data directory, for this user only, before anything is put into it.
 fn own_dir(config: &config::Config) -> anyhow::Result<()> {
     let dir = &config.data_dir;
-    state::private_dir(dir).with_context(|| format!("cannot create {}", dir.display()))
+    files::own_dir(dir).with_context(|| format!("cannot use {} as data_dir", dir.display()))
 }
 
 fn serve(config: config::Config) -> anyhow::Result<()> {

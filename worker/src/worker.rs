@@ -23,10 +23,12 @@ use crate::{
     progress::Progress,
     recover::recover,
     registry::Registry,
+    secrets::Source,
     session::{self, Pulse},
     spent,
     state::{State, StateOptions},
     tasks::{self, Standing},
+    trust::Trust,
     vitals::{Delivery, Vitals},
 };
 use anyhow::Context;
@@ -39,7 +41,10 @@ use meepo_coord::{
     watch,
 };
 use meepo_core::id::NodeId;
-use meepo_runtime::{OnError, Tasks};
+use meepo_runtime::{
+    OnError, Tasks,
+    tls::{Acceptor, Credentials, Protocol},
+};
 use std::{
     sync::{Arc, atomic::AtomicI64},
     time::Duration,
@@ -92,7 +97,7 @@ impl Worker {
         failpoint::check()?;
         let node = match config.node.clone() {
             Some(node) => node,
-            None => address::own_id(&config.etcd).await?,
+            None => address::own_id(&config.etcd.endpoints).await?,
         };
         let listener = TcpListener::bind(config.metrics).await.with_context(|| {
             format!(
@@ -101,6 +106,9 @@ impl Worker {
                 config.metrics
             )
         })?;
+        let credentials = config.tls.clone().map(Credentials::load).transpose()?;
+        let shown = credentials.clone().filter(|_| config.metrics_tls);
+        let acceptor = Acceptor::new(shown, Protocol::HttpMutual);
         let metrics = Arc::new(Metrics::default());
         let mut options = StateOptions::new(&config.data_dir);
         options.spool_limit = config.spool_limit;
@@ -113,7 +121,7 @@ impl Worker {
         let survivors =
             recover(&state, &leftovers, &surviving).await.context("cannot read the journal")?;
         cgroups.clear(&survivors.iter().map(|s| s.record.run_id).collect());
-        let etcd = Etcd::connect(&config.etcd).await?.counted(metrics.etcd());
+        let etcd = Etcd::open(config.etcd.clone()).await?.counted(metrics.etcd());
         let me = Identity {
             node: node.clone(),
             instance: uuid::Uuid::now_v7().to_string(),
@@ -122,7 +130,7 @@ impl Worker {
             task_slots: config.task_slots,
             lease_ttl: config.lease_ttl,
         };
-        info!(%node, etcd = ?config.etcd, data_dir = %config.data_dir.display(), "worker starts");
+        info!(%node, etcd = ?config.etcd.endpoints, data_dir = %config.data_dir.display(), "worker starts");
 
         let (intake, base) = (Tasks::new(), Tasks::new());
         // Before the first run: what one leaves behind must not get out of sight.
@@ -142,7 +150,7 @@ impl Worker {
             observing.await;
             Ok(())
         });
-        let link = MasterLink::follow(leadership);
+        let link = MasterLink::follow(leadership, credentials.clone());
         let sink = Arc::new(match &config.logs {
             Some(url) => {
                 let pool = meepo_logstore::mongo::WORKER_POOL;
@@ -199,7 +207,7 @@ impl Worker {
         base.spawn(
             "metrics",
             OnError::Log,
-            http::serve(listener, metrics.clone(), vitals.clone(), base.token()),
+            http::serve(listener, acceptor, metrics.clone(), vitals.clone(), base.token()),
         );
         let (asked, drains) = cell::channel(drain::remembered(&config.data_dir));
         let (heard, drain_known) = oneshot::channel();
@@ -227,6 +235,7 @@ impl Worker {
                 base.token(),
             ),
         );
+        let trust = Trust::open(node.clone(), config.trust, state.clone(), metrics.clone()).await?;
         let engine = Arc::new(Engine {
             node: node.clone(),
             state,
@@ -236,10 +245,12 @@ impl Worker {
                 ..RunnerOptions::default()
             })?,
             requests: Requests::default(),
+            secrets: Source { dir: config.secrets_dir, command: config.secrets_command },
             surviving,
             registry,
             cronid,
             spent,
+            trust,
             custody: Custody::new(node.clone(), me.instance.clone(), config.lease_ttl),
             cut_off: AtomicI64::new(0),
             metrics,

@@ -1,7 +1,8 @@
 //! `meepo doctor`.
 
 use clap::Args;
-use std::net::SocketAddr;
+use meepo_runtime::tls::EtcdTlsSettings;
+use std::{net::SocketAddr, path::PathBuf};
 
 /// `meepo doctor`.
 #[derive(Debug, Clone, Args)]
@@ -17,6 +18,15 @@ pub(crate) struct DoctorArgs {
         default_value = "http://127.0.0.1:2379"
     )]
     pub(crate) etcd: Vec<String>,
+    /// User of etcd, where it does not take the common name of the certificate for it.
+    #[arg(long, env = "MEEPO_ETCD_USER", value_name = "USER")]
+    pub(crate) etcd_user: Option<String>,
+    /// File with the password of that user.
+    #[arg(long, env = "MEEPO_ETCD_PASSWORD_FILE", value_name = "FILE")]
+    pub(crate) etcd_password_file: Option<PathBuf>,
+    /// What etcd is shown.
+    #[command(flatten)]
+    pub(crate) etcd_tls: EtcdTlsSettings,
     /// Look at the worker of this host there.
     #[arg(long, env = "MEEPO_METRICS", value_name = "ADDR", default_value = "127.0.0.1:7602")]
     pub(crate) metrics: SocketAddr,

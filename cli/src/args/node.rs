@@ -31,6 +31,26 @@ pub(crate) enum NodeCommand {
         #[arg(value_name = "KEY=VALUE|KEY-", value_parser = change)]
         changes: Vec<(String, Option<String>)>,
     },
+    /// Make a token with which a host may join the fleet, once.
+    JoinToken {
+        /// The node that may join with it, also one that has joined before [default: any that
+        /// has not].
+        #[arg(long, value_name = "ID")]
+        node: Option<Name>,
+        /// Good for so long.
+        #[arg(long, default_value = "1h", value_name = "DURATION")]
+        ttl: HumanDuration,
+        /// A host name or an address of the node for its certificate, may be given several times
+        /// [default: its id].
+        #[arg(long = "host", value_name = "HOST", requires = "node")]
+        hosts: Vec<String>,
+        /// List the tokens that are neither spent nor expired instead.
+        #[arg(long, conflicts_with_all = ["node", "hosts", "revoke"])]
+        list: bool,
+        /// Take the token of this id back instead.
+        #[arg(long, value_name = "TOKEN-ID", conflicts_with_all = ["node", "hosts"])]
+        revoke: Option<Name>,
+    },
     /// Let a node finish what it runs and take nothing new, also after restarts.
     Drain {
         /// The node.

@@ -2,12 +2,12 @@
 
 use crate::{
     args::DoctorArgs,
-    client::Client,
+    client::{self, Client},
     error::{CliError, CliResult, exit},
     output::{Out, text},
 };
 use jiff::Timestamp;
-use meepo_coord::{Etcd, keys, records::LeaderRecord, records::decode};
+use meepo_coord::{Etcd, EtcdAccess, keys, records::LeaderRecord, records::decode};
 use meepo_core::doctor::{Diagnosis, Finding, Severity};
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ pub(crate) async fn run(out: &Out, client: &Client, args: DoctorArgs) -> CliResu
     let asked: CliResult<Diagnosis> = client.get(&["doctor"], &[]).await;
     let mut diagnosis = match asked {
         Ok(diagnosis) => diagnosis,
-        Err(e) if e.exit == exit::UNAVAILABLE => from_here(&e, &args.etcd).await,
+        Err(e) if e.exit == exit::UNAVAILABLE => from_here(&e, &args).await,
         Err(e) => return Err(e),
     };
     if let Some(here) = own_worker(&args).await {
@@ -38,14 +38,14 @@ pub(crate) async fn run(out: &Out, client: &Client, args: DoctorArgs) -> CliResu
 }
 
 /// What can be seen without a master.
-async fn from_here(why: &CliError, etcd: &[String]) -> Diagnosis {
+async fn from_here(why: &CliError, args: &DoctorArgs) -> Diagnosis {
     let mut findings = vec![Finding::error(
         "master",
         why.problem.clone(),
         "start one (meepo-master, or meepo --server), or give its address with --master or MEEPO_MASTER",
     )];
-    match Etcd::connect(etcd).await {
-        Err(e) => findings.push(Finding::error("etcd", e.to_string(), "correct --etcd")),
+    match etcd(args).await {
+        Err(e) => findings.push(Finding::error("etcd", format!("{e:#}"), "correct --etcd")),
         Ok(etcd) => {
             findings.extend(meepo_master::doctor::of_etcd(&etcd.survey().await));
             if let Ok(leader) = etcd.for_requests().get(keys::LEADER).await {
@@ -66,9 +66,18 @@ async fn from_here(why: &CliError, etcd: &[String]) -> Diagnosis {
     Diagnosis::new("this host", Timestamp::now(), findings)
 }
 
+async fn etcd(args: &DoctorArgs) -> anyhow::Result<Etcd> {
+    let access = EtcdAccess {
+        endpoints: args.etcd.clone(),
+        tls: args.etcd_tls.clone().resolve(&args.etcd, None)?,
+        user: EtcdAccess::user(args.etcd_user.clone(), args.etcd_password_file.clone())?,
+    };
+    Ok(Etcd::open(access).await?)
+}
+
 /// What the worker of this host says, if there is one that is not well.
 async fn own_worker(args: &DoctorArgs) -> Option<Finding> {
-    let http = reqwest::Client::builder().timeout(PATIENCE).no_proxy().build().ok()?;
+    let http = client::local(PATIENCE).ok()?;
     let response = http.get(format!("http://{}/healthz", args.metrics)).send().await.ok()?;
     let well = response.status().is_success();
     let text = response.text().await.ok()?;

@@ -5,7 +5,7 @@ use super::{
     documents::read,
 };
 use crate::{
-    args::ImportArgs,
+    args::{Global, ImportArgs},
     client::Client,
     error::{CliError, CliResult, exit},
     output::{
@@ -31,7 +31,7 @@ const CMD_WIDTH: usize = 60;
 
 /// Prints the plan; applies it unless `--dry-run`. Lines that cannot be taken are
 /// reported and do not keep the others; the exit code tells.
-pub(crate) async fn run(out: &Out, master: &str, args: ImportArgs) -> CliResult<u8> {
+pub(crate) async fn run(out: &Out, global: &Global, args: ImportArgs) -> CliResult<u8> {
     Target::parse(&args.target).map_err(|e| CliError::from(e).at("--target"))?;
     let (zone, whose) = match &args.tz {
         Some(name) => {
@@ -62,7 +62,7 @@ pub(crate) async fn run(out: &Out, master: &str, args: ImportArgs) -> CliResult<
         return Ok(not_taken);
     }
     let code =
-        apply::apply(out, &Client::new(master)?, plan.jobs.into_iter().map(Into::into).collect())
+        apply::apply(out, &Client::open(global)?, plan.jobs.into_iter().map(Into::into).collect())
             .await?;
     Ok(if code == exit::OK { not_taken } else { code })
 }

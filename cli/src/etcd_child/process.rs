@@ -1,7 +1,7 @@
 //! The process itself: its flags, its log, its beginning and its end.
 
 use super::{START_DEADLINE, STOP_DEADLINE, find_program, leftover};
-use crate::output::text;
+use crate::{client, output::text};
 use anyhow::{Context, Result, bail};
 use meepo_worker::process::{Awaited, spawn_awaited};
 use nix::{
@@ -142,11 +142,10 @@ impl Launch {
 
     /// Returns when etcd says that it is healthy.
     async fn answers(&self) {
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .timeout(Duration::from_secs(1))
-            .build()
-            .unwrap_or_default();
+        let Ok(client) = client::local(Duration::from_secs(1)) else {
+            // It has a deadline.
+            return std::future::pending().await;
+        };
         let url = format!("{}/health", self.endpoint());
         loop {
             if let Ok(answer) = client.get(&url).send().await
@@ -181,12 +180,6 @@ impl Launch {
     pub(super) fn forget(&self) {
         leftover::forget(&self.dir);
     }
-}
-
-/// Makes a directory that only we can read, as etcd wants it.
-pub(super) fn private_dir(dir: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
 /// `setpriv`, if there is one that knows the option (busybox's does not).

@@ -32,7 +32,7 @@ async fn until<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
 
 /// Puts or gets with etcd's own JSON interface; values in base64.
 async fn kv(endpoint: &str, what: &str, body: serde_json::Value) -> Result<serde_json::Value> {
-    let client = reqwest::Client::builder().no_proxy().build()?;
+    let client = crate::client::local(Duration::from_secs(30))?;
     Ok(client.post(format!("{endpoint}/v3/kv/{what}")).json(&body).send().await?.json().await?)
 }
 

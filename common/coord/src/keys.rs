@@ -30,6 +30,11 @@
 //! | `/meepo/notify/groups/<rule>/<group>` | [`meepo_core::notify::Group`] | until it is told |
 //! | `/meepo/notify/flow/<channel>` | [`meepo_core::notify::Flow`] | while its limit counts |
 //! | `/meepo/notify/outbox/<id>` | [`meepo_core::notify::Message`] | until sent; the newest 200 after |
+//! | `/meepo/users/<name>` | [`meepo_core::auth::User`] | until deleted |
+//! | `/meepo/tokens/<id>` | [`meepo_core::auth::Token`] | until revoked; its lease, as long as it is worth something |
+//! | `/meepo/roles/<name>` | [`meepo_core::auth::Role`] | until deleted |
+//! | `/meepo/auth/key` | [`crate::records::AuthKeyRecord`] | for ever |
+//! | `/meepo/join/<id>` | [`crate::records::JoinRecord`] | until spent or expired |
 //! | `/meepo/leader` | [`crate::records::LeaderRecord`] | the leader's lease |
 
 use meepo_core::{
@@ -45,15 +50,15 @@ pub const ASSIGNMENTS: &str = "/cron/jobs/";
 pub const CRONIDS: &str = "/cron/cronid/jobs/";
 /// On-demand runs not yet taken, for all nodes.
 pub const TRIGGERS: &str = "/cron/trigger/";
+/// Stop requests, for all nodes.
+pub const KILLS: &str = "/cron/kill/";
+/// Holders of, and waiters for, named locks.
+pub const LOCKS: &str = "/cron/lock/mutex/";
 /// Cursors of claimed slots.
 pub const CLAIMS: &str = "/cron/lock/slot/";
 /// Health records.
 pub const HEALTH: &str = "/agent/health/";
 /// Job definitions.
-/// Stop requests, for all nodes.
-pub const KILLS: &str = "/cron/kill/";
-/// Holders of, and waiters for, named locks.
-pub const LOCKS: &str = "/cron/lock/mutex/";
 pub const JOBS: &str = "/meepo/jobs/";
 /// Definitions of jobs at places in the product tree.
 pub const TREE_JOBS: &str = "/meepo/treejobs/";
@@ -91,8 +96,18 @@ pub const GROUPS: &str = "/meepo/notify/groups/";
 pub const FLOWS: &str = "/meepo/notify/flow/";
 /// Messages.
 pub const OUTBOX: &str = "/meepo/notify/outbox/";
+/// Who may ask.
+pub const USERS: &str = "/meepo/users/";
+/// By what they are known.
+pub const TOKENS: &str = "/meepo/tokens/";
+/// What they may, besides the roles that are always there.
+pub const ROLES: &str = "/meepo/roles/";
+/// What masters know each other's word by.
+pub const AUTH_KEY: &str = "/meepo/auth/key";
 /// The leading master.
 pub const LEADER: &str = "/meepo/leader";
+/// Tokens with which nodes may join.
+pub const JOIN_TOKENS: &str = "/meepo/join/";
 
 /// First key of meepo, and the first after all of them, for whoever watches everything at
 /// once: only a single watch tells of different families in the order of what happened.
@@ -199,6 +214,11 @@ pub fn drain(id: &NodeId) -> String {
     format!("{DRAINS}{id}")
 }
 
+/// A token with which a node may join.
+pub fn join_token(id: &str) -> String {
+    format!("{JOIN_TOKENS}{id}")
+}
+
 /// The labels that the API set on a node.
 pub fn labels(id: &NodeId) -> String {
     format!("{LABELS}{id}")
@@ -237,6 +257,21 @@ pub fn orders_of(node: &NodeId) -> String {
 /// What a worker tells of a job's runs.
 pub fn outcome(node: &NodeId, job: &Name) -> String {
     format!("{OUTCOMES}{node}/{job}")
+}
+
+/// A user.
+pub fn user(name: &Name) -> String {
+    format!("{USERS}{name}")
+}
+
+/// A token, by its id.
+pub fn token(id: &str) -> String {
+    format!("{TOKENS}{id}")
+}
+
+/// A role.
+pub fn role(name: &Name) -> String {
+    format!("{ROLES}{name}")
 }
 
 /// A channel.

@@ -21,4 +21,4 @@ pub mod survey;
 pub mod users;
 pub mod watch;
 
-pub use etcd::{CoordError, Entry, Etcd, Restart, Stats};
+pub use etcd::{CoordError, Entry, Etcd, EtcdAccess, EtcdUser, Restart, Stats};

@@ -7,6 +7,7 @@ use meepo_core::{
     id::{Name, NodeId, RunId},
     input::{from_value, parse_json},
     job::Assignment,
+    signing::Covered,
     task::TaskId,
     tree::TreePath,
 };
@@ -160,6 +161,28 @@ pub struct LockRecord {
     pub extra: Extra,
 }
 
+/// A token with which a node may join. What its holder knows is not in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinRecord {
+    /// SHA-256 of the secret, in hexadecimal. The secret is 256 random bits: nobody tries them
+    /// out.
+    pub hash: String,
+    /// The node that may join. Absent: any that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeId>,
+    /// What its certificate is to be valid for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<String>,
+    /// Who made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_by: Option<String>,
+    /// UTC.
+    pub expires_at: Timestamp,
+    /// Fields this version does not know.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
 /// The leading master. Its term is the key's `create_revision`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaderRecord {
@@ -172,6 +195,34 @@ pub struct LeaderRecord {
     /// Fields this version does not know.
     #[serde(flatten)]
     pub extra: Extra,
+}
+
+/// What masters know each other's word by.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthKeyRecord {
+    /// 32 random bytes in base64.
+    pub key: String,
+    /// Fields this version does not know.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl Covered for TriggerRecord {
+    fn covered(&self) -> Value {
+        let assignment = Assignment { extra: Extra::new(), ..self.assignment.clone() };
+        whole(&Self { extra: Extra::new(), assignment, ..self.clone() })
+    }
+}
+
+impl Covered for KillRecord {
+    fn covered(&self) -> Value {
+        whole(&Self { extra: Extra::new(), ..self.clone() })
+    }
+}
+
+/// As in [`encode`], this cannot fail.
+fn whole(record: &impl Serialize) -> Value {
+    serde_json::to_value(record).unwrap_or_default()
 }
 
 fn is_zero(n: &u32) -> bool {
@@ -229,6 +280,13 @@ mod tests {
         round_trip::<SpentRecord>(r#"{"runs":3,"new":true}"#);
         round_trip::<LockRecord>(r#"{"owner":"x","new":true}"#);
         round_trip::<LeaderRecord>(r#"{"id":"x","http":"h","grpc":"g","new":null}"#);
+        round_trip::<AuthKeyRecord>(r#"{"key":"x","new":1}"#);
+        round_trip::<meepo_core::auth::User>(&format!(
+            r#"{{"name":"ann","id":"{run}","created_at":"{t}","new":1}}"#
+        ));
+        round_trip::<meepo_core::auth::Token>(&format!(
+            r#"{{"id":"a","user":"ann","user_id":"{run}","hash":"h","created_at":"{t}","created_by":"b","expires_at":"{t}","new":1}}"#
+        ));
         round_trip::<JobSpec>(
             r#"{"name":"a","cmd":"date","executor":"sh","target":"all","placement":"each","status":"pause","new":1}"#,
         );

@@ -33,11 +33,13 @@
 //! | [`event`] | what is told to those who listen |
 //! | [`mismatch`] | where workers and records differ, and what is done about it |
 //! | [`audit`] | who did what, when, from where and with what result |
+//! | [`auth`] | who may do what, where and from where |
 //! | [`breaker`] | when to leave alone what does not answer |
 //! | [`api`] | what the HTTP API takes and answers |
 
 pub mod api;
 pub mod audit;
+pub mod auth;
 pub mod breaker;
 pub mod calendar;
 pub mod code;
@@ -52,6 +54,7 @@ pub mod http_job;
 pub mod id;
 pub mod input;
 pub mod job;
+pub mod join;
 pub mod kill_plan;
 pub mod labels;
 pub mod limits;
@@ -65,9 +68,9 @@ pub mod policy;
 pub mod retry;
 pub mod rollout;
 pub mod run;
+pub mod secret;
+pub mod shown;
 pub mod signing;
 pub mod target;
 pub mod task;
-pub mod secret;
-pub mod shown;
 pub mod tree;

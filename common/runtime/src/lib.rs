@@ -5,7 +5,9 @@ pub mod backoff;
 pub mod config;
 pub mod files;
 pub mod metrics;
+pub mod signing;
 pub mod tasks;
 pub mod telemetry;
+pub mod tls;
 
 pub use tasks::{OnError, Tasks};

@@ -1,9 +1,9 @@
 //! What a request itself says: when, who, from where, what.
 
 use super::{Outcome, note::Note, operations};
-use crate::ops::FORWARDED;
+use crate::{auth::Caller, ops::FORWARDED, peer};
 use axum::{
-    extract::{ConnectInfo, MatchedPath, Request},
+    extract::{MatchedPath, Request},
     http::{HeaderMap, Method},
 };
 use jiff::Timestamp;
@@ -11,9 +11,8 @@ use meepo_core::{
     audit::{AuditRecord, cut},
     run::to_millis,
 };
-use meepo_runtime::telemetry::trace;
-use std::{collections::BTreeMap, net::SocketAddr};
-use tonic::transport::server::TcpConnectInfo;
+use meepo_runtime::{telemetry::trace, tls::Peer};
+use std::collections::BTreeMap;
 use tracing::Span;
 use uuid::Uuid;
 
@@ -24,15 +23,13 @@ const MAX_NAME: usize = 128;
 /// The actor of a request that names none.
 const ANONYMOUS: &str = "anonymous";
 
-/// The address at the other end of a connection over HTTP.
-#[derive(Debug, Clone, Copy)]
-pub struct Peer(pub SocketAddr);
-
 /// A request that is to be recorded.
 pub struct Asked {
     at: Timestamp,
     id: Uuid,
     actor: String,
+    /// Whether this master knows that it is so.
+    verified: bool,
     address: String,
     forwarded_for: Option<String>,
     method: String,
@@ -54,7 +51,7 @@ impl Asked {
         let path = request.uri().path();
         let route = request.extensions().get::<MatchedPath>().map_or(path, MatchedPath::as_str);
         let operation = operations::http(request.method().as_str(), route);
-        let peer = request.extensions().get::<ConnectInfo<Peer>>().map(|peer| peer.0.0);
+        let peer = peer::of(request.extensions());
         let method = format!("{} {}", request.method(), path);
         Some(Self { object: named(path), ..Self::new(request.headers(), peer, method, operation) })
     }
@@ -63,14 +60,14 @@ impl Asked {
     pub fn grpc(request: &Request) -> Option<Self> {
         let method = request.uri().path().trim_start_matches('/');
         let operation = operations::grpc(method.strip_prefix("meepo.v1.")?)?;
-        let peer = request.extensions().get::<TcpConnectInfo>().and_then(|i| i.remote_addr());
+        let peer = peer::of(request.extensions());
         let method = method.to_owned();
         Some(Self { grpc: true, ..Self::new(request.headers(), peer, method, operation) })
     }
 
     fn new(
         headers: &HeaderMap,
-        peer: Option<SocketAddr>,
+        peer: Option<&Peer>,
         method: String,
         operation: String,
     ) -> Self {
@@ -86,7 +83,8 @@ impl Asked {
             at: to_millis(Timestamp::now()),
             id,
             actor: text(USER).filter(short).unwrap_or(ANONYMOUS).to_owned(),
-            address: peer.map(|p| p.to_string()).unwrap_or_default(),
+            verified: false,
+            address: peer.map(|p| p.address.to_string()).unwrap_or_default(),
             forwarded_for: text("x-forwarded-for").map(cut),
             method: cut(&method),
             operation: cut(&operation),
@@ -102,6 +100,17 @@ impl Asked {
         }
     }
 
+    /// The same, of a caller that is known, whatever the client says.
+    pub fn by(mut self, caller: &Caller) -> Self {
+        self.actor = cut(&caller.name);
+        self.verified = true;
+        self.details.insert("via".to_owned(), caller.via.as_str().to_owned());
+        if let Some(token) = &caller.token {
+            self.details.insert("token_used".to_owned(), token.clone());
+        }
+        self
+    }
+
     /// The record, now that the request has been served.
     pub(super) fn record(self, note: &Note, outcome: Outcome, master: &str) -> AuditRecord {
         let mut note = note.read();
@@ -111,7 +120,7 @@ impl Asked {
             id: self.id,
             at: self.at,
             actor: self.actor,
-            verified: false,
+            verified: self.verified,
             address: self.address,
             forwarded_for: self.forwarded_for,
             method: self.method,
@@ -130,7 +139,8 @@ impl Asked {
 }
 
 /// What paths name, in the singular.
-const KINDS: [&str; 6] = ["channel", "job", "node", "rule", "run", "task"];
+const KINDS: [&str; 9] =
+    ["channel", "job", "node", "role", "rule", "run", "task", "token", "user"];
 
 /// `job/backup` of `/v1/jobs/backup/trigger`.
 fn named(path: &str) -> String {

@@ -11,7 +11,7 @@ pub mod operations;
 mod spill;
 mod writer;
 
-pub use asked::{Asked, Peer};
+pub use asked::Asked;
 pub use note::{detail, object, object_at_first, operation};
 pub use writer::write;
 

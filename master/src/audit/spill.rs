@@ -4,7 +4,7 @@
 use anyhow::Context;
 use meepo_core::audit::AuditRecord;
 use std::{
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{File, OpenOptions, TryLockError},
     io::{BufRead, BufReader, Seek, SeekFrom, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
@@ -52,7 +52,7 @@ impl Spill {
 
     /// The first file that no other master has.
     fn lock_one(&mut self) -> anyhow::Result<File> {
-        fs::create_dir_all(&self.dir)
+        meepo_runtime::files::private_dir(&self.dir)
             .with_context(|| format!("cannot create {}", self.dir.display()))?;
         for n in 0..MAX_FILES {
             let path = self.path(n);

@@ -1,6 +1,8 @@
 //! The gRPC server: the public services, those for workers, health and reflection.
 
+mod access;
 mod audit;
+mod connection;
 pub mod convert;
 mod doctor;
 mod events;
@@ -11,30 +13,29 @@ mod public;
 mod tasks;
 mod workers;
 
-use crate::{audit::Asked, metrics::Call, ops::Ops, spans};
+use crate::{audit::Asked, auth::Asking, metrics::Call, ops::Ops, spans};
 use axum::{
     extract::{Request, State},
     middleware::{self, Next},
     response::Response,
 };
+use connection::Connection;
 use intake::Intake;
 use meepo_proto::{
     internal::{masters_server::MastersServer, workers_server::WorkersServer},
     v1::{
-        audit_server::AuditServer, cron_server::CronServer, doctor_server::DoctorServer,
+        access_server::AccessServer, audit_server::AuditServer, cron_server::CronServer, doctor_server::DoctorServer,
         events_server::EventsServer, exec_server::ExecServer, jobs_server::JobsServer,
         nodes_server::NodesServer, runs_server::RunsServer, tasks_server::TasksServer,
     },
 };
+use meepo_runtime::tls::{Acceptor, incoming};
 use prost::Message;
-use std::{collections::BTreeSet, sync::LazyLock};
+use std::{collections::BTreeSet, convert::Infallible, sync::LazyLock};
 use tokio::net::TcpListener;
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
-use tonic::{
-    Status,
-    service::Routes,
-    transport::{Server, server::TcpIncoming},
-};
+use tonic::{Status, service::Routes, transport::Server};
 use tracing::{Instrument, Span};
 
 /// Largest message of the public services, as the largest body of HTTP.
@@ -42,11 +43,19 @@ const MAX_MESSAGE: usize = crate::http::MAX_BODY;
 /// Largest message of workers.
 const MAX_WORKER_MESSAGE: usize = 16 << 20;
 
+/// Largest head of a call, in bytes: a bearer token may be 16 KiB.
+const MAX_HEAD: u32 = 64 << 10;
+
 /// Largest answer to another master: some hundred bytes a node.
 const MAX_LIVE: usize = 64 << 20;
 
 /// Serves until `stop` is cancelled.
-pub async fn serve(listener: TcpListener, ops: Ops, stop: CancellationToken) -> anyhow::Result<()> {
+pub async fn serve(
+    listener: TcpListener,
+    acceptor: Acceptor,
+    ops: Ops,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<JobsServer<public::Public>>().await;
     let reflection = tonic_reflection::server::Builder::configure()
@@ -70,13 +79,12 @@ pub async fn serve(listener: TcpListener, ops: Ops, stop: CancellationToken) -> 
         WorkersServer::new(workers::Workers { ops, intake: Intake::new(), stop: stop.clone() })
             .max_decoding_message_size(MAX_WORKER_MESSAGE)
             .max_encoding_message_size(MAX_WORKER_MESSAGE);
-    // The builder's own setting does not hold for connections accepted elsewhere. Without
-    // it an order to a worker waits until the worker acknowledged the one before, which
-    // takes up to 40 ms.
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let connections = ReceiverStream::new(incoming(listener, acceptor, stop.clone()));
+    let connections = connections.map(|(io, peer)| Ok::<_, Infallible>(Connection { io, peer }));
     let routes = Routes::new(health_service)
         .add_service(reflection)
         .add_service(old_reflection)
+        .add_service(limited!(AccessServer))
         .add_service(limited!(JobsServer))
         .add_service(limited!(RunsServer))
         .add_service(limited!(NodesServer))
@@ -93,8 +101,9 @@ pub async fn serve(listener: TcpListener, ops: Ops, stop: CancellationToken) -> 
     Server::builder()
         .http2_keepalive_interval(Some(std::time::Duration::from_secs(5)))
         .http2_keepalive_timeout(Some(std::time::Duration::from_secs(5)))
+        .http2_max_header_list_size(Some(MAX_HEAD))
         .add_routes(routes.into())
-        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
+        .serve_with_incoming_shutdown(connections, stop.cancelled_owned())
         .await?;
     Ok(())
 }
@@ -123,8 +132,19 @@ async fn around(State(ops): State<Ops>, request: Request, next: Next) -> Respons
         false => Span::none(),
     };
     let asked = span.in_scope(|| Asked::grpc(&request));
-    let serve = ops.audit.around(asked, ops.limits.serve(request, next, refuse));
-    let response = serve.instrument(span.clone()).await;
+    let asking = Asking::grpc(&request);
+    let admitted = ops.auth.admit(asking).await;
+    let asked = crate::http::who(asked, &admitted);
+    let serve = async {
+        match admitted {
+            Ok(admitted) => {
+                let serve = ops.limits.serve(request, next, refuse);
+                ops.auth.serve(admitted, serve).await
+            }
+            Err(e) => refuse(e),
+        }
+    };
+    let response = ops.audit.around(asked, serve).instrument(span.clone()).await;
     // A stream that breaks off later has begun well.
     let status = Status::from_header_map(response.headers());
     let code = format!("{:?}", status.map_or(tonic::Code::Ok, |s| s.code()));

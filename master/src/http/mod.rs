@@ -1,5 +1,6 @@
 //! The HTTP API: REST under `/v1`, plus health, metrics and the OpenAPI document.
 
+mod access;
 mod audit;
 mod browser;
 mod doctor;
@@ -8,6 +9,8 @@ mod extract;
 mod handlers;
 mod history;
 mod jobs;
+mod join;
+mod listen;
 mod nodes;
 mod notify;
 mod openapi;
@@ -19,21 +22,23 @@ mod tasks;
 pub use openapi::document;
 
 use crate::{
-    audit::{Asked, Peer},
-    error::ApiError,
+    audit::Asked,
+    auth::{Admitted, Asking},
+    error::{ApiError, ApiResult},
     metrics::Request as RequestLabels,
     ops::Ops,
     spans,
 };
 use axum::{
     Router,
-    extract::{DefaultBodyLimit, MatchedPath, Request, State, connect_info::Connected},
+    extract::{DefaultBodyLimit, MatchedPath, Request, State},
+    http::{HeaderName, HeaderValue, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{get, patch, post},
-    serve::IncomingStream,
+    routing::{delete, get, patch, post, put},
 };
 use meepo_core::code::Code;
+use meepo_runtime::tls::{Acceptor, incoming};
 use std::{sync::Arc, time::Instant};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -56,6 +61,7 @@ pub(crate) struct App {
 /// refused, see the module on browsers.
 pub async fn serve(
     listener: TcpListener,
+    acceptor: Acceptor,
     ops: Ops,
     advertise: Option<String>,
     stop: CancellationToken,
@@ -63,8 +69,9 @@ pub async fn serve(
     let openapi = document().to_pretty_json()?.into();
     let advertise = advertise.map(Into::into);
     let app = App { ops, stop: stop.clone(), openapi, advertise };
-    let service = router(app).into_make_service_with_connect_info::<Peer>();
-    axum::serve(NoDelay(listener), service).with_graceful_shutdown(stop.cancelled_owned()).await?;
+    let settings = app.ops.auth.settings().clone();
+    let ready = incoming(listener, acceptor, stop.clone());
+    listen::serve(ready, router(app), &settings, stop).await;
     Ok(())
 }
 
@@ -78,6 +85,16 @@ fn router(app: App) -> Router {
         .route("/readyz/{part}", get(ready::readyz_part))
         .route("/metrics", get(h::metrics))
         .route("/openapi.json", get(h::openapi))
+        .route("/v1/login", post(access::login))
+        .route("/v1/logout", post(access::logout))
+        .route("/v1/whoami", get(access::whoami))
+        .route("/v1/users", get(access::list_users))
+        .route("/v1/users/{name}", put(access::put_user).delete(access::delete_user))
+        .route("/v1/users/{name}/password", put(access::set_password))
+        .route("/v1/tokens", get(access::list_tokens).post(access::create_token))
+        .route("/v1/tokens/{id}", delete(access::revoke_token))
+        .route("/v1/roles", get(access::list_roles))
+        .route("/v1/roles/{name}", put(access::put_role).delete(access::delete_role))
         .route("/v1/jobs", get(jobs::list_jobs).post(h::post_job))
         .route("/v1/jobs/{name}", get(jobs::get_job).put(h::put_job).delete(jobs::delete_job))
         .route("/v1/jobs/{name}/explain", get(jobs::explain_job))
@@ -96,6 +113,10 @@ fn router(app: App) -> Router {
         .route("/v1/nodes/{id}", get(h::get_node))
         .route("/v1/nodes/{id}/labels", patch(nodes::label_node))
         .route("/v1/nodes/{id}/drain", post(h::drain_node).delete(h::undrain_node))
+        .route("/v1/join", post(join::join))
+        .route("/v1/renew", post(join::renew))
+        .route("/v1/join-tokens", get(join::list_join_tokens).post(join::create_join_token))
+        .route("/v1/join-tokens/{id}", delete(join::revoke_join_token))
         .route("/v1/exec", post(h::exec))
         .route("/v1/exec/stream", post(h::exec_stream))
         .route("/v1/tasks", get(tasks::list_tasks).post(tasks::put_task))
@@ -131,6 +152,26 @@ async fn unknown_method(request: Request) -> ApiError {
     ApiError::new(Code::METHOD, message)
 }
 
+/// What every answer says to browsers: that it is data, for nobody's page, and to be kept by
+/// nobody.
+const SECURITY: [(HeaderName, &str); 5] = [
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::X_FRAME_OPTIONS, "DENY"),
+    (header::REFERRER_POLICY, "no-referrer"),
+    (header::CACHE_CONTROL, "no-store"),
+    (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
+];
+
+/// What is recorded, now that it is known who asks. Whoever asks too often would fill the
+/// records, too.
+pub(crate) fn who(asked: Option<Asked>, admitted: &ApiResult<Admitted>) -> Option<Asked> {
+    match admitted {
+        Ok(Admitted { caller: Some(caller), .. }) => asked.map(|a| a.by(caller)),
+        Err(e) if e.0.code == Code::BUSY => None,
+        _ => asked,
+    }
+}
+
 /// What happens to every request: refusals, limits, counters, the audit.
 async fn around(State(app): State<App>, request: Request, next: Next) -> Response {
     let begun = Instant::now();
@@ -145,40 +186,28 @@ async fn around(State(app): State<App>, request: Request, next: Next) -> Respons
         false => Span::none(),
     };
     let asked = span.in_scope(|| Asked::http(&request));
+    let asking = browser::refuse(&app, &request).map(|()| Asking::http(&request));
+    let admitted = match asking {
+        Ok(asking) => app.ops.auth.admit(asking).await,
+        Err(e) => Err(e),
+    };
+    let asked = who(asked, &admitted);
     let serve = async {
-        match browser::refuse(&app, &request) {
-            Ok(()) => app.ops.limits.serve(request, next, ApiError::into_response).await,
+        match admitted {
+            Ok(admitted) => {
+                let serve = app.ops.limits.serve(request, next, ApiError::into_response);
+                app.ops.auth.serve(admitted, serve).await
+            }
             Err(e) => e.into_response(),
         }
     };
-    let response = app.ops.audit.around(asked, serve).instrument(span.clone()).await;
+    let mut response = app.ops.audit.around(asked, serve).instrument(span.clone()).await;
+    for (name, value) in SECURITY {
+        // A handler knows better.
+        response.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
+    }
     span.record("status", response.status().as_u16());
     let labels = RequestLabels { method, route, status: response.status().as_u16() };
     app.ops.metrics.http_duration.get_or_create(&labels).observe(begun.elapsed());
     response
-}
-
-/// Answers go out at once: a reply of one packet must not wait for an acknowledgement.
-struct NoDelay(TcpListener);
-
-impl axum::serve::Listener for NoDelay {
-    type Io = tokio::net::TcpStream;
-    type Addr = std::net::SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        let (io, addr) = axum::serve::Listener::accept(&mut self.0).await;
-        // Without it the connection works all the same, only slower.
-        let _ = io.set_nodelay(true);
-        (io, addr)
-    }
-
-    fn local_addr(&self) -> std::io::Result<Self::Addr> {
-        self.0.local_addr()
-    }
-}
-
-impl Connected<IncomingStream<'_, NoDelay>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, NoDelay>) -> Self {
-        Self(*stream.remote_addr())
-    }
 }

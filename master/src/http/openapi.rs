@@ -1,6 +1,6 @@
 //! The OpenAPI document, made from the handlers and the types they use.
 
-use super::{handlers as h, nodes, output, tasks as t};
+use super::{access, handlers as h, nodes, output, tasks as t};
 use utoipa::OpenApi;
 
 #[derive(OpenApi)]
@@ -16,6 +16,19 @@ use utoipa::OpenApi;
         super::ready::readyz_part,
         h::metrics,
         h::openapi,
+        access::login,
+        access::logout,
+        access::whoami,
+        access::list_users,
+        access::put_user,
+        access::delete_user,
+        access::set_password,
+        access::list_tokens,
+        access::create_token,
+        access::revoke_token,
+        access::list_roles,
+        access::put_role,
+        access::delete_role,
         super::jobs::list_jobs,
         h::post_job,
         h::put_job,
@@ -38,6 +51,11 @@ use utoipa::OpenApi;
         nodes::label_node,
         h::drain_node,
         h::undrain_node,
+        super::join::create_join_token,
+        super::join::list_join_tokens,
+        super::join::revoke_join_token,
+        super::join::join,
+        super::join::renew,
         h::exec,
         h::exec_stream,
         h::cron_next,

@@ -8,16 +8,16 @@ use meepo_core::{
     breaker::{Breaker, State},
     code::Code,
 };
+use meepo_runtime::tls::{self, Credentials};
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
-use tonic::{
-    Status,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Status, transport::Channel};
 use tracing::warn;
 
+/// Longest time until there is a connection.
+const CONNECT: Duration = Duration::from_secs(2);
 /// Longest time until the leader has begun to answer.
 const BEGIN: Duration = Duration::from_millis(2500);
 /// Longest time for which it is not asked, and half of it again.
@@ -26,6 +26,8 @@ const BREAKER_CAP: Duration = Duration::from_secs(8);
 /// The way to the leader.
 #[derive(Default)]
 pub struct LeaderLink {
+    /// What connections are encrypted with, if they are.
+    credentials: Option<Arc<Credentials>>,
     link: Mutex<Option<Link>>,
 }
 
@@ -36,22 +38,25 @@ struct Link {
 }
 
 impl LeaderLink {
+    /// Encrypted, if there are credentials.
+    pub fn new(credentials: Option<Arc<Credentials>>) -> Self {
+        Self { credentials, link: Mutex::default() }
+    }
+
     /// A connection to whoever leads; made when first used, and again when it breaks.
     pub(super) fn channel(&self, leadership: &Leadership) -> ApiResult<(Channel, i64)> {
         let no_leader = || ApiError::new(Code::NO_LEADER, Code::NO_LEADER.meaning());
         let (leader, term) = leadership.leader.as_ref().ok_or_else(no_leader)?;
         let mut link = self.lock();
         if link.as_ref().is_none_or(|l| l.term != *term) {
-            let endpoint = Endpoint::from_shared(leader.grpc.clone()).map_err(|_| no_leader())?;
-            // Without keep-alive a leader that lost its power would be waited for without
-            // end.
-            let endpoint = endpoint
-                .connect_timeout(Duration::from_secs(2))
-                .http2_keep_alive_interval(Duration::from_secs(5))
-                .keep_alive_timeout(Duration::from_secs(5))
-                .tcp_nodelay(true);
+            let options = |endpoint| tls::usual(endpoint, CONNECT);
+            let channel = tls::channel(&leader.grpc, self.credentials.as_ref(), options);
+            let channel = channel.map_err(|e| {
+                warn!(error = %e, "the leader's address is not usable");
+                no_leader()
+            })?;
             let breaker = Breaker::new(BREAKER_CAP);
-            *link = Some(Link { term: *term, channel: endpoint.connect_lazy(), breaker });
+            *link = Some(Link { term: *term, channel, breaker });
         }
         let Some(link) = link.as_mut() else { return Err(no_leader()) };
         link.breaker

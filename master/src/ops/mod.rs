@@ -8,8 +8,10 @@ mod job_list;
 mod job_view;
 mod jobs;
 mod labels;
+mod join;
 mod leader;
 mod live;
+mod may;
 mod nodes;
 mod notify;
 mod probe;
@@ -24,12 +26,14 @@ pub use exec::{DEFAULT_TIMEOUT, ExecItem, Host};
 pub use follow::{Feeds, FollowItem};
 pub use forward::FORWARDED;
 pub use job_list::JobFilter;
+pub use join::Joining;
 pub use leader::LeaderLink;
 pub use live::LiveNodes;
 pub use tasks::{KeyLease, Submitted, TaskFilter};
 
 use crate::{
     audit::Audit,
+    auth::Auth,
     events::Events,
     limits::Limits,
     metrics::{Dependency, Metrics},
@@ -71,8 +75,12 @@ pub struct Ops {
     pub leadership: watch::Receiver<Leadership>,
     /// The way to the leader, while it is another master.
     pub leader: Arc<LeaderLink>,
+    /// For nodes that join.
+    pub joining: Arc<Joining>,
     /// How much is served at once.
     pub limits: Limits,
+    /// Who may do what.
+    pub auth: Auth,
     /// Who did what.
     pub audit: Audit,
     /// Counters.
@@ -83,6 +91,13 @@ impl Ops {
     /// This master's term, if it leads.
     pub fn term(&self) -> Option<i64> {
         self.leadership.borrow().term()
+    }
+
+    /// The term of the master that leads, as far as this one knows; else 0.
+    pub(crate) fn known_term(&self) -> i64 {
+        let leadership = self.leadership.borrow();
+        let known = leadership.leader.as_ref().map(|(_, term)| *term);
+        leadership.mine.or(known).unwrap_or_default()
     }
 
     /// Brings the gauges of the circuit breakers up to date.

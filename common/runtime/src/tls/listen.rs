@@ -1,11 +1,15 @@
 //! What listens: connections are accepted, and are encrypted where that is set.
 
 use super::{Credentials, Peer, Protocol, x509};
+use jiff::Timestamp;
 use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -27,6 +31,8 @@ const HANDSHAKES: usize = 1024;
 const READY: usize = 64;
 /// The first byte of every connection over TLS: a record of the kind handshake.
 const TLS: u8 = 0x16;
+/// Longest time that the other side may take to hang up, too.
+const HANG_UP: Duration = Duration::from_secs(1);
 /// Most that is read of what somebody sends without TLS, in bytes.
 const MAX_UNREAD: u64 = 64 << 10;
 /// What who speaks HTTP without TLS is told.
@@ -83,13 +89,28 @@ async fn shake(
         if protocol != Protocol::Grpc {
             // Whoever does not wait for the answer has asked in vain.
             let _ = tcp.write_all(SPEAK_TLS).await;
-            let _ = tcp.shutdown().await;
-            // Closed with something unread, the answer would be lost.
-            let _ = tokio::io::copy(&mut tcp.take(MAX_UNREAD), &mut tokio::io::sink()).await;
+            hang_up(tcp).await;
         }
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it does not speak TLS"));
     }
-    TlsAcceptor::from(config).accept(tcp).await
+    match TlsAcceptor::from(config).accept(tcp).into_fallible().await {
+        Ok(tls) => Ok(tls),
+        Err((e, tcp)) => {
+            hang_up(tcp).await;
+            Err(e)
+        }
+    }
+}
+
+/// Closes a connection so that the other side gets what was last said to it: closed with
+/// something unread, that would be lost.
+async fn hang_up(mut tcp: TcpStream) {
+    let rest = async {
+        tcp.shutdown().await?;
+        tokio::io::copy(&mut tcp.take(MAX_UNREAD), &mut tokio::io::sink()).await
+    };
+    // It has been told, whatever becomes of this.
+    let _ = timeout(HANG_UP, rest).await;
 }
 
 /// Accepts connections, each with its handshake in a task of its own, until `stop` is
@@ -130,11 +151,15 @@ pub fn incoming(
     taken
 }
 
-/// Notes that a connection came to nothing, and why.
+/// Notes that a connection came to nothing, and why; of many in one second the first.
 pub fn refused(address: SocketAddr, error: &io::Error) {
+    static LAST: AtomicI64 = AtomicI64::new(0);
+    let now = Timestamp::now().as_second();
     // Scanners and health checks of balancers come all the time.
     match error.kind() {
-        io::ErrorKind::InvalidData => warn!(%address, %error, "a connection is refused"),
+        io::ErrorKind::InvalidData if LAST.swap(now, Ordering::Relaxed) != now => {
+            warn!(%address, %error, "a connection is refused");
+        }
         _ => debug!(%address, %error, "a connection came to nothing"),
     }
 }

@@ -16,7 +16,7 @@ use rustls::{
     ClientConfig, ServerConfig,
     client::WebPkiServerVerifier,
     crypto::{CryptoProvider, ring::default_provider},
-    server::{ParsedCertificate, WebPkiClientVerifier},
+    server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier},
     sign::{CertifiedKey, SingleCertAndKey},
 };
 use std::sync::{Arc, LazyLock, PoisonError, RwLock};
@@ -125,6 +125,9 @@ impl Configs {
                 .with_client_cert_verifier(verifier.clone())
                 .with_cert_resolver(resolver.clone());
             config.alpn_protocols = vec![alpn.to_vec()];
+            // Whoever comes again shows its certificate again: it may have expired meanwhile.
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
             anyhow::Ok(Arc::new(config))
         };
         let inner =

@@ -139,3 +139,81 @@ pub(super) fn pem(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
         Err(e) => Err(format!("it is no file of certificates in PEM: {e}")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::{Authority, Subject, request};
+    use proptest::prelude::*;
+    use std::sync::LazyLock;
+
+    static AUTHORITY: LazyLock<(tempfile::TempDir, Authority)> = LazyLock::new(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let made = Authority::create("meepo test", 30).unwrap();
+        let (cert, key) = (dir.path().join("ca.pem"), dir.path().join("ca.key"));
+        std::fs::write(&cert, made.cert).unwrap();
+        std::fs::write(&key, made.key).unwrap();
+        let authority = Authority::load(&cert, &key).unwrap();
+        (dir, authority)
+    });
+
+    fn node() -> Subject {
+        Subject::of(Identity::Node("10.0.0.7".into()), vec!["10.0.0.7".into(), "web1".into()])
+    }
+
+    #[test]
+    fn a_certificate_in_pem_comes_back_the_same() {
+        let cert = AUTHORITY.1.issue(&node(), 7).unwrap().cert;
+        let der = pem(cert.as_bytes()).unwrap().remove(0);
+        assert_eq!(pem(to_pem(&der).as_bytes()).unwrap(), [der.clone()]);
+        assert!(AUTHORITY.1.has_signed(&der));
+        let other = Authority::create("meepo test", 30).unwrap().cert;
+        // By the same name, but another key.
+        assert!(!AUTHORITY.1.has_signed(&pem(other.as_bytes()).unwrap()[0]));
+        assert!(names_as_issuer(&der, &pem(other.as_bytes()).unwrap()[0]));
+    }
+
+    proptest! {
+        /// Certificates and requests come from other machines.
+        #[test]
+        fn whatever_comes_is_read_or_refused(
+            flips in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let cert = AUTHORITY.1.issue(&node(), 7).unwrap().cert;
+            let mut der = pem(cert.as_bytes()).unwrap()[0].to_vec();
+            for (at, byte) in &flips {
+                let at = at.index(der.len());
+                der[at] ^= byte;
+            }
+            let _ = (identity(&der), facts(&der), public_key(&der));
+            let _ = (signed_by(&der, &der), names_as_issuer(&der, &der), pem(&der));
+            let half = &der[..cut.index(der.len())];
+            let _ = (identity(half), facts(half));
+            // Only what was not touched is whose it was.
+            if AUTHORITY.1.has_signed(&der) {
+                prop_assert_eq!(facts(&der).unwrap().common_name, "node:10.0.0.7");
+            }
+            let asked = request(&Identity::Master("m1".into())).unwrap().cert;
+            let mut asked = asked.into_bytes();
+            for (at, byte) in &flips {
+                let at = at.index(asked.len());
+                asked[at] ^= byte & 0x7f;
+            }
+            if let Ok(text) = String::from_utf8(asked)
+                && let Ok(signed) = AUTHORITY.1.sign(&text, &node(), 7)
+            {
+                prop_assert_eq!(
+                    facts_of_pem(&signed).unwrap().identity.unwrap().to_string(),
+                    "node:10.0.0.7"
+                );
+            }
+        }
+
+        #[test]
+        fn nonsense_is_no_certificate(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
+            prop_assert!(facts(&bytes).is_none() && identity(&bytes).is_none());
+            let _ = pem(&bytes);
+        }
+    }
+}
