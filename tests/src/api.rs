@@ -1,8 +1,12 @@
 //! Talking to what is under test: HTTP requests and commands run to their end.
 
-use crate::process::{Process, Spec};
+use crate::{
+    pki::Pair,
+    process::{Process, Spec},
+};
+use meepo_runtime::tls;
 use serde_json::Value;
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 /// Longest time a request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -14,13 +18,46 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 pub struct Api {
     base: String,
     client: reqwest::Client,
+    token: Option<String>,
 }
 
 impl Api {
     /// The API at `base`, e.g. `http://127.0.0.1:7600`.
     pub fn new(base: &str) -> Self {
+        // Clients that are not told what to use take it.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder().timeout(REQUEST_TIMEOUT).build();
-        Self { base: base.to_owned(), client: client.expect("a client without TLS") }
+        Self { base: base.to_owned(), client: client.expect("a client without TLS"), token: None }
+    }
+
+    /// The API at `base`, e.g. `https://127.0.0.1:7600`, of a master with a certificate of `ca`,
+    /// which is shown this certificate or none.
+    pub fn encrypted(base: &str, ca: &Path, pair: Option<&Pair>) -> Self {
+        let pair = pair.map(|pair| (&*pair.cert, &*pair.key));
+        let config = tls::client_config(Some(ca), pair).expect("usable files");
+        let builder = reqwest::Client::builder().timeout(REQUEST_TIMEOUT);
+        let client = builder.tls_backend_preconfigured(config).build().expect("a client");
+        Self { base: base.to_owned(), client, token: None }
+    }
+
+    /// The same, asked with this token.
+    pub fn with_token(&self, token: &str) -> Self {
+        Self { token: Some(token.to_owned()), ..self.clone() }
+    }
+
+    /// The token it is asked with.
+    pub fn token(&self) -> Option<&str> {
+        self.token.as_deref()
+    }
+
+    /// A request that is yet to be sent, with the token if there is one.
+    pub fn request(&self, method: &str, path: &str) -> reqwest::RequestBuilder {
+        let verb = method.parse().expect("an HTTP method");
+        let request = self.client.request(verb, format!("{}{path}", self.base));
+        match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
     }
 
     /// Its base URL.
@@ -38,8 +75,7 @@ impl Api {
     ) -> Result<(u16, Value), String> {
         let url = format!("{}{path}", self.base);
         let at = |e: reqwest::Error| format!("{method} {url}: {e:?}");
-        let verb = method.parse().expect("an HTTP method");
-        let mut request = self.client.request(verb, &url);
+        let mut request = self.request(method, path);
         if let Some(body) = body {
             request = request.json(body);
         }
@@ -72,8 +108,11 @@ impl Api {
     pub async fn stream(&self, path: &str) -> reqwest::Response {
         let url = format!("{}{path}", self.base);
         // A stream may well be open for longer than one request may take.
-        let request = reqwest::Client::new().get(&url).send();
-        request.await.unwrap_or_else(|e| panic!("GET {url}: {e:?}"))
+        let mut request = reqwest::Client::new().get(&url);
+        if let Some(token) = &self.token {
+            request = request.bearer_auth(token);
+        }
+        request.send().await.unwrap_or_else(|e| panic!("GET {url}: {e:?}"))
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a [`Cluster`] is made of.
 
-use crate::{cluster::Cluster, dirs::TestDir, etcd::Etcd};
+use crate::{cluster::Cluster, dirs::TestDir, etcd::Etcd, pki::Pki};
 use meepo_logstore::testing::TestMongo;
 use std::{
     path::Path,
@@ -34,6 +34,8 @@ pub struct Builder {
     pub(crate) master_args: Vec<String>,
     pub(crate) worker_args: Vec<String>,
     pub(crate) through_master: bool,
+    tls: bool,
+    etcd_tls: bool,
 }
 
 impl Default for Builder {
@@ -47,6 +49,8 @@ impl Default for Builder {
             master_args: Vec::new(),
             worker_args: Vec::new(),
             through_master: false,
+            tls: false,
+            etcd_tls: false,
         }
     }
 }
@@ -88,6 +92,20 @@ impl Builder {
         self
     }
 
+    /// Masters and workers have certificates of an authority of the cluster's own
+    /// ([`Cluster::pki`]) and speak TLS; so do [`Cluster::api`] and [`Cluster::cli`].
+    pub fn tls(mut self) -> Self {
+        self.tls = true;
+        self
+    }
+
+    /// As [`Self::tls`], and etcd speaks TLS too and demands certificates.
+    pub fn tls_everywhere(mut self) -> Self {
+        self.tls = true;
+        self.etcd_tls = true;
+        self
+    }
+
     /// A label (`key=value`) of the worker number `worker`.
     pub fn label(mut self, worker: usize, label: &str) -> Self {
         self.labels.push((worker, label.to_owned()));
@@ -109,7 +127,11 @@ impl Builder {
     /// Starts it all and waits until every part is ready.
     pub async fn start(self) -> Cluster {
         let dir = TestDir::new();
-        let etcd = Etcd::start(self.etcd, dir.path()).await;
+        let pki = self.tls.then(|| Pki::new(&dir.path().join("tls")));
+        let etcd = match &pki {
+            Some(pki) if self.etcd_tls => Etcd::start_tls(self.etcd, dir.path(), pki).await,
+            _ => Etcd::start(self.etcd, dir.path()).await,
+        };
         let (mongo, logs) = self.open_logs(dir.path()).await;
         let count = self.workers;
         let masters = self.masters;
@@ -119,6 +141,7 @@ impl Builder {
             etcd,
             mongo,
             logs,
+            pki,
             dir,
             commands: AtomicU32::new(0),
             plan: self,

@@ -6,6 +6,7 @@ use crate::{
     dirs::{TestDir, binary},
     etcd::{Etcd, Member},
     flags::{self, MasterFlags, WorkerFlags, loopback},
+    pki::Pki,
     ports::free_port,
     process::{Process, Spec},
     server,
@@ -13,7 +14,7 @@ use crate::{
 };
 use meepo_logstore::testing::TestMongo;
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicU32},
     time::Duration,
 };
@@ -30,6 +31,7 @@ pub struct Cluster {
     pub(crate) etcd: Etcd,
     pub(crate) mongo: Option<Arc<TestMongo>>,
     pub(crate) logs: String,
+    pub(crate) pki: Option<Pki>,
     pub(crate) dir: TestDir,
     pub(crate) commands: AtomicU32,
     pub(crate) plan: Builder,
@@ -41,6 +43,8 @@ pub struct Master {
     process: Process,
     http: u16,
     grpc: u16,
+    /// The authority of its certificate, if it has one.
+    ca: Option<PathBuf>,
 }
 
 /// A running `meepo-worker`.
@@ -97,6 +101,11 @@ impl Cluster {
         self.mongo.as_deref().expect("a cluster built with Logs::Mongo or Logs::OwnMongo")
     }
 
+    /// Its authority; panics where it was built without [`Builder::tls`].
+    pub fn pki(&self) -> &Pki {
+        self.pki.as_ref().expect("a cluster built with tls()")
+    }
+
     /// The URL of its log store.
     pub fn logs(&self) -> &str {
         &self.logs
@@ -119,7 +128,18 @@ impl Cluster {
 
     /// The `meepo` command against the first master, to be changed and started.
     pub fn cli_spec(&self, args: &[&str]) -> Spec {
-        server::cli(self.dir.path(), &self.commands, self.api().base(), args)
+        let mut spec = server::cli(self.dir.path(), &self.commands, self.api().base(), args);
+        if let Some(pki) = &self.pki {
+            spec.env.push(("MEEPO_CA".into(), pki.ca().display().to_string()));
+        }
+        spec
+    }
+
+    /// The same, but whoever is started from now on gets these arguments, too.
+    pub fn with_args(mut self, args: &[&str]) -> Self {
+        self.plan.master_args.extend(args.iter().map(|&a| a.to_owned()));
+        self.plan.worker_args.extend(args.iter().map(|&a| a.to_owned()));
+        self
     }
 
     /// Starts one more master and waits until it is ready.
@@ -138,10 +158,15 @@ impl Cluster {
                 logs: &self.logs,
                 data_dir: &data_dir,
             });
+            if let Some(pki) = &self.pki {
+                spec.args.extend(pki.master(&format!("m{i}")).flags(&pki.ca()));
+            }
             spec.args.extend(self.plan.master_args.iter().cloned());
             let process = Process::start(spec);
-            if server::ready(&process, http).await {
-                self.masters.push(Master { process, http, grpc });
+            let ca = self.pki.as_ref().map(Pki::ca);
+            let master = Master { process, http, grpc, ca };
+            if server::ready_at(&master.process, &master.api()).await {
+                self.masters.push(master);
                 return &self.masters[i];
             }
         }
@@ -170,6 +195,9 @@ impl Cluster {
                     .then_some(&self.logs),
                 labels: &labels,
             });
+            if let Some(pki) = &self.pki {
+                spec.args.extend(pki.node(&node).flags(&pki.ca()));
+            }
             spec.args.extend(self.plan.worker_args.iter().cloned());
             let worker = Worker { process: Process::start(spec), node: node.clone(), metrics };
             if self.online(&worker).await {
@@ -214,17 +242,21 @@ impl Master {
 
     /// Its HTTP API.
     pub fn api(&self) -> Api {
-        Api::new(&format!("http://{}", loopback(self.http)))
+        match &self.ca {
+            Some(ca) => Api::encrypted(&format!("https://{}", loopback(self.http)), ca, None),
+            None => Api::new(&format!("http://{}", loopback(self.http))),
+        }
     }
 
     /// URL of its gRPC API.
     pub fn grpc_url(&self) -> String {
-        format!("http://{}", loopback(self.grpc))
+        let scheme = if self.ca.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", loopback(self.grpc))
     }
 
     /// Waits until it is ready, after a restart of its process.
     pub async fn wait_ready(&self) {
-        let up = server::ready(&self.process, self.http).await;
+        let up = server::ready_at(&self.process, &self.api()).await;
         assert!(up, "it lost its port when it was restarted");
     }
 }

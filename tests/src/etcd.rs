@@ -3,14 +3,18 @@
 use crate::{
     api::{Api, Output, run},
     flags::loopback,
+    pki::{Pair, Pki},
     ports::free_port,
     process::{Process, Spec},
     wait::{eventually, secs},
 };
-use etcd_client::{Client, ConnectOptions};
+use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
 use std::{
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -23,8 +27,31 @@ const ATTEMPTS: u32 = 5;
 #[derive(Debug)]
 pub struct Etcd {
     members: Vec<Member>,
+    tls: Option<Tls>,
     dir: PathBuf,
     commands: AtomicU32,
+    /// As whom the harness talks to it, once it asks.
+    user: OnceLock<(String, String)>,
+}
+
+/// What an etcd that is encrypted is asked with.
+#[derive(Debug, Clone)]
+struct Tls {
+    ca: PathBuf,
+    root: Pair,
+}
+
+impl Tls {
+    fn ctl(&self) -> Vec<String> {
+        [("--cacert", &self.ca), ("--cert", &self.root.cert), ("--key", &self.root.key)]
+            .into_iter()
+            .flat_map(|(flag, path)| [flag.to_owned(), path.display().to_string()])
+            .collect()
+    }
+
+    fn api(&self, url: &str) -> Api {
+        Api::encrypted(url, &self.ca, Some(&self.root))
+    }
 }
 
 /// One etcd member.
@@ -32,6 +59,7 @@ pub struct Etcd {
 pub struct Member {
     process: Process,
     url: String,
+    tls: Option<Tls>,
 }
 
 impl Member {
@@ -47,7 +75,11 @@ impl Member {
 
     /// `Ok` when it serves and knows a leader.
     pub async fn healthy(&self) -> Result<(), String> {
-        match Api::new(&self.url).try_http("GET", "/health", None).await? {
+        let api = match &self.tls {
+            Some(tls) => tls.api(&self.url),
+            None => Api::new(&self.url),
+        };
+        match api.try_http("GET", "/health", None).await? {
             (200, health) if health["health"] == "true" => Ok(()),
             (status, body) => Err(format!("{} answers {status} {body}", self.process.spec().name)),
         }
@@ -67,10 +99,25 @@ impl Etcd {
     /// Starts `count` members with their data and logs below `dir` and waits until
     /// all are healthy. The program is `etcd`, or what `MEEPO_TEST_ETCD` names.
     pub async fn start(count: usize, dir: &Path) -> Self {
+        Self::launch(count, dir, None).await
+    }
+
+    /// As [`Self::start`], but clients must speak TLS and show a certificate; peers do as
+    /// well. Asked with a certificate of the user `root`, who exists only once somebody has
+    /// made him.
+    pub async fn start_tls(count: usize, dir: &Path, pki: &Pki) -> Self {
+        let server = pki.server("etcd");
+        Self::launch(count, dir, Some((Tls { ca: pki.ca(), root: pki.user("root") }, server))).await
+    }
+
+    async fn launch(count: usize, dir: &Path, tls: Option<(Tls, Pair)>) -> Self {
         for attempt in 1..=ATTEMPTS {
             let dir = dir.join(format!("etcd-{attempt}"));
             std::fs::create_dir_all(&dir).expect("a folder for etcd");
-            let etcd = Self { members: members(count, &dir), dir, commands: AtomicU32::new(0) };
+            let (commands, user) = (AtomicU32::new(0), OnceLock::new());
+            let members = members(count, &dir, tls.as_ref());
+            let tls = tls.as_ref().map(|(tls, _)| tls.clone());
+            let etcd = Self { members, tls, dir, commands, user };
             if etcd.settle().await {
                 return etcd;
             }
@@ -105,10 +152,31 @@ impl Etcd {
         urls.join(",")
     }
 
+    /// From now on the harness is this user there, with this password.
+    pub fn log_in(&self, user: &str, password: &str) {
+        self.user.set((user.to_owned(), password.to_owned())).expect("it logs in once");
+    }
+
     /// A connected client of all members.
     pub async fn client(&self) -> Client {
+        let user = self.user.get().map(|(user, password)| (user.as_str(), password.as_str()));
+        self.client_as(user).await
+    }
+
+    /// A client that is somebody else there.
+    pub async fn client_as(&self, user: Option<(&str, &str)>) -> Client {
         let urls: Vec<&str> = self.members.iter().map(Member::url).collect();
-        let options = ConnectOptions::new().with_connect_timeout(secs(5)).with_timeout(secs(10));
+        let mut options =
+            ConnectOptions::new().with_connect_timeout(secs(5)).with_timeout(secs(10));
+        if let Some(tls) = &self.tls {
+            let read = |path: &Path| std::fs::read(path).expect("a file of the test");
+            let identity = Identity::from_pem(read(&tls.root.cert), read(&tls.root.key));
+            let ca = Certificate::from_pem(read(&tls.ca));
+            options = options.with_tls(TlsOptions::new().ca_certificate(ca).identity(identity));
+        }
+        if let Some((user, password)) = user {
+            options = options.with_user(user, password);
+        }
         Client::connect(urls, Some(options)).await.expect("etcd just started")
     }
 
@@ -117,6 +185,8 @@ impl Etcd {
         let n = self.commands.fetch_add(1, Ordering::Relaxed);
         let urls = self.urls();
         let mut all = vec!["--endpoints", &urls];
+        let files: Vec<String> = self.tls.iter().flat_map(Tls::ctl).collect();
+        all.extend(files.iter().map(String::as_str));
         all.extend(args);
         let mut spec = Spec::new(&format!("etcdctl-{n}"), "etcdctl", &all, &self.dir);
         spec.env.push(("ETCDCTL_API".into(), "3".into()));
@@ -124,12 +194,13 @@ impl Etcd {
     }
 }
 
-fn members(count: usize, dir: &Path) -> Vec<Member> {
+fn members(count: usize, dir: &Path, tls: Option<&(Tls, Pair)>) -> Vec<Member> {
+    let scheme = if tls.is_some() { "https" } else { "http" };
     let program = std::env::var_os("MEEPO_TEST_ETCD").unwrap_or_else(|| "etcd".into());
     let plan: Vec<(String, String, String)> = (0..count)
         .map(|i| {
             let [client, peer] =
-                [free_port(), free_port()].map(|p| format!("http://{}", loopback(p)));
+                [free_port(), free_port()].map(|p| format!("{scheme}://{}", loopback(p)));
             (format!("etcd-{i}"), client, peer)
         })
         .collect();
@@ -151,9 +222,24 @@ fn members(count: usize, dir: &Path) -> Vec<Member> {
             ["--backend-batch-limit", "1000"],
         ];
         let mut spec = Spec::new(&name, &program, &args.concat(), dir);
+        if let Some((tls, server)) = tls {
+            for (flag, value) in [
+                ("--cert-file", server.cert.display().to_string()),
+                ("--key-file", server.key.display().to_string()),
+                ("--trusted-ca-file", tls.ca.display().to_string()),
+                ("--client-cert-auth", "true".to_owned()),
+                ("--peer-cert-file", server.cert.display().to_string()),
+                ("--peer-key-file", server.key.display().to_string()),
+                ("--peer-trusted-ca-file", tls.ca.display().to_string()),
+                ("--peer-client-cert-auth", "true".to_owned()),
+            ] {
+                spec.args.push(format!("{flag}={value}"));
+            }
+        }
         // Its own words are many; what matters is a warning.
         spec.env.push(("ETCD_LOG_LEVEL".into(), "warn".into()));
-        Member { process: Process::start(spec), url: client }
+        let tls = tls.map(|(tls, _)| tls.clone());
+        Member { process: Process::start(spec), url: client, tls }
     };
     plan.into_iter().map(start).collect()
 }

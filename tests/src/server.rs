@@ -99,7 +99,11 @@ impl Server {
 
 /// Whether it came up; false when it lost a port. Panics when it does neither in time.
 pub(crate) async fn ready(process: &Process, http: u16) -> bool {
-    let api = Api::new(&format!("http://{}", loopback(http)));
+    ready_at(process, &Api::new(&format!("http://{}", loopback(http)))).await
+}
+
+/// As [`ready`], asked there.
+pub(crate) async fn ready_at(process: &Process, api: &Api) -> bool {
     eventually(READY, format!("{} is ready", process.spec().name), async || {
         if !process.is_running() {
             let log = process.log_since_start().to_lowercase();

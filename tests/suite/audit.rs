@@ -105,6 +105,19 @@ async fn every_mutating_operation_of_http_leaves_one_record() {
     let (cluster, run, task) = with_objects().await;
     let api = cluster.api();
     let (of_run, of_task) = (format!("run/{run}"), format!("task/{task}"));
+    let made = api.http("PUT", "/v1/users/v", Some(&json!({"roles": ["viewer"]}))).await;
+    assert_eq!(made.0, 201, "{made:?}");
+    let (_, token) = api.post("/v1/tokens", json!({"user": "v"})).await;
+    let token = token["id"].as_str().unwrap();
+    let of_token = format!("token/{token}");
+    let password = json!({"password": "correct horse battery"});
+    let login = json!({"user": "u", "password": "correct horse battery"});
+    let vouched = "ab".repeat(32);
+    let join = json!({
+        "token": format!("meepo-join.0.s3cr3t.{vouched}"),
+        "node": "n1",
+        "request": "",
+    });
     // In this order; an operation that is missing here fails the test.
     let requests = [
         ("POST /v1/jobs", "/v1/jobs".to_owned(), json!({"name": "a", "cmd": "echo a"}), "job/a"),
@@ -171,20 +184,55 @@ async fn every_mutating_operation_of_http_leaves_one_record() {
             json!({}),
             "channel/c",
         ),
+        ("PUT /v1/users/{name}", "/v1/users/u".into(), json!({"roles": ["viewer"]}), "user/u"),
+        ("PUT /v1/users/{name}/password", "/v1/users/u/password".into(), password, "user/u"),
+        ("POST /v1/login", "/v1/login".into(), login, "user/u"),
+        ("POST /v1/tokens", "/v1/tokens".into(), json!({"user": "u"}), "user/u"),
+        ("DELETE /v1/tokens/{id}", format!("/v1/tokens/{token}"), json!({}), &*of_token),
+        (
+            "PUT /v1/roles/{name}",
+            "/v1/roles/r".into(),
+            json!({"grants": [{"permissions": ["job.read"]}]}),
+            "role/r",
+        ),
+        ("DELETE /v1/roles/{name}", "/v1/roles/r".into(), json!({}), "role/r"),
+        ("DELETE /v1/users/{name}", "/v1/users/u".into(), json!({}), "user/u"),
+        // Nobody has one here.
+        ("POST /v1/logout", "/v1/logout".into(), json!({}), ""),
+        // Nothing is encrypted here.
+        ("POST /v1/join-tokens", "/v1/join-tokens".into(), json!({}), ""),
+        (
+            "DELETE /v1/join-tokens/{id}",
+            "/v1/join-tokens/0".into(),
+            json!({}),
+            "join-token/0",
+        ),
+        ("POST /v1/join", "/v1/join".into(), join, "node/n1"),
+        ("POST /v1/renew", "/v1/renew".into(), json!({"request": ""}), ""),
     ];
+    let refused = |operation: &str| match operation {
+        "POST /v1/logout" => Some(409),
+        "POST /v1/join-tokens" | "POST /v1/join" | "POST /v1/renew" => Some(403),
+        "DELETE /v1/join-tokens/{id}" => Some(404),
+        _ => None,
+    };
     let covered: BTreeSet<String> = requests.iter().map(|r| r.0.to_owned()).collect();
     assert_eq!(covered, mutating(), "an operation without a request here");
     for (n, (operation, path, body, object)) in requests.iter().enumerate() {
         let (method, _) = operation.split_once(' ').unwrap();
         let (status, headers) = send(&api, &format!("user-{n}"), method, path, body).await;
-        assert!((200..300).contains(&status), "{operation}: {status}");
+        let refused = refused(operation);
+        let fine = refused.map_or((200..300).contains(&status), |expected| status == expected);
+        assert!(fine, "{operation}: {status}");
         let record = wait_one(&api, &format!("actor=user-{n}")).await;
         let name = TABLE.iter().find(|t| t.1 == *operation).unwrap().0;
         let name = if name == "task.act" { "task.cancel" } else { name };
         assert_eq!(record["operation"], name, "{record}");
         let is = record["object"].as_str().unwrap();
         assert!(is.starts_with(object) && !is.ends_with('/'), "{record}");
-        assert_eq!(record["result"], "ok", "{record}");
+        assert!(!record.to_string().contains("correct horse"), "{record}");
+        assert!(!record.to_string().contains("s3cr3t"), "{record}");
+        assert_eq!(record["result"], if refused.is_some() { "refused" } else { "ok" }, "{record}");
         assert_eq!(record["status"], status.to_string(), "{record}");
         assert_eq!(record["verified"], false);
         assert_eq!(record["method"], format!("{method} {path}"));
@@ -201,6 +249,47 @@ async fn every_mutating_operation_of_http_leaves_one_record() {
     send(&api, "last", "POST", "/v1/jobs/a/pause", &json!({})).await;
     wait_one(&api, "actor=last").await;
     assert_eq!(records(&api, "").await.len(), before + 1);
+}
+
+/// Calls of the service of users, tokens and roles; each by an actor of its own name.
+async fn access_calls(channel: &Channel, covered: &mut BTreeSet<String>) {
+    use pb::{AccessName, access_client::AccessClient};
+    use prost_types::{ListValue, Struct, Value as Any, value::Kind};
+    let text = |s: &str| Any { kind: Some(Kind::StringValue(s.into())) };
+    let list = |values: Vec<Any>| Any { kind: Some(Kind::ListValue(ListValue { values })) };
+    let document = |fields: Vec<(&str, Any)>| Struct {
+        fields: fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+    };
+    macro_rules! call {
+        ($method:ident, $call:literal, $message:expr) => {{
+            let mut request = Request::new($message);
+            request.metadata_mut().insert("meepo-user", $call.parse().unwrap());
+            covered.insert($call.to_owned());
+            AccessClient::new(channel.clone()).$method(request).await
+        }};
+    }
+    let password = "correct horse battery";
+    let viewer = list(vec![text("viewer")]);
+    let put = document(vec![("name", text("g")), ("roles", viewer)]);
+    call!(put_user, "Access/PutUser", put).unwrap();
+    let set = document(vec![("name", text("g")), ("password", text(password))]);
+    call!(set_password, "Access/SetPassword", set).unwrap();
+    let login = document(vec![("user", text("g")), ("password", text(password))]);
+    call!(login, "Access/Login", login).unwrap();
+    let token = call!(create_token, "Access/CreateToken", document(vec![("user", text("g"))]));
+    let id = match token.unwrap().into_inner().fields["id"].kind.clone() {
+        Some(Kind::StringValue(id)) => id,
+        other => panic!("{other:?}"),
+    };
+    call!(revoke_token, "Access/RevokeToken", AccessName { name: id }).unwrap();
+    let grant = document(vec![("permissions", list(vec![text("job.read")]))]);
+    let grants = list(vec![Any { kind: Some(Kind::StructValue(grant)) }]);
+    let role = document(vec![("name", text("q")), ("grants", grants)]);
+    call!(put_role, "Access/PutRole", role).unwrap();
+    call!(delete_role, "Access/DeleteRole", AccessName { name: "q".into() }).unwrap();
+    call!(delete_user, "Access/DeleteUser", AccessName { name: "g".into() }).unwrap();
+    // Nobody has a token here.
+    call!(logout, "Access/Logout", ()).unwrap_err();
 }
 
 #[tokio::test]
@@ -271,6 +360,7 @@ async fn every_mutating_call_of_grpc_leaves_one_record() {
         "Tasks/Act",
         ActOnTaskRequest { id: task.clone(), verb: "cancel".into(), ..Default::default() }
     );
+    access_calls(&channel, &mut covered).await;
     let writes: BTreeSet<String> =
         calls().into_iter().filter(|c| !READS.contains(&c.as_str())).collect();
     assert_eq!(covered, writes, "a call without a request here");
@@ -279,6 +369,10 @@ async fn every_mutating_call_of_grpc_leaves_one_record() {
         let name = TABLE.iter().find(|t| t.2 == call).unwrap().0;
         let name = if name == "task.act" { "task.cancel" } else { name };
         assert_eq!(record["operation"], name, "{record}");
+        if call == "Access/Logout" {
+            assert_eq!(record["result"], "refused", "{record}");
+            continue;
+        }
         assert!(record["object"].as_str().unwrap().contains('/'), "{record}");
         assert_eq!(
             (&record["result"], &record["status"]),

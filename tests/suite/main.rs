@@ -1,9 +1,11 @@
 //! The suites: one module an area.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod allow;
 mod api;
 mod architecture;
 mod audit;
+mod auth;
 mod bad_input;
 mod bounds;
 mod cli;
@@ -15,7 +17,9 @@ mod disk;
 mod docs;
 mod doctor;
 mod drain;
+mod escapes;
 mod etcd_contract;
+mod etcd_roles;
 mod events;
 mod failover;
 mod faults;
@@ -23,6 +27,7 @@ mod fleet;
 mod grpc;
 mod harness;
 mod history;
+mod host;
 mod http_jobs;
 mod job_lists;
 mod live;
@@ -40,11 +45,14 @@ mod placement;
 mod policies;
 mod processes;
 mod scripts;
+mod secrets;
 mod services;
 mod shared;
+mod signing;
 mod surviving;
 mod targets;
 mod tasks;
 mod terms;
+mod tls;
 mod traces;
 mod tree;
