@@ -45,7 +45,8 @@ impl Etcd {
             .with_start_revision(revision)
             .with_progress_notify();
         let open = || {
-            let (mut client, key, options) = (self.watch_client(), range.0.to_owned(), options.clone());
+            let (mut client, key, options) =
+                (self.watch_client(), range.0.to_owned(), options.clone());
             async move { client.watch(key, Some(options)).await }
         };
         let stream = self.call("watch", range.0, open).await?;

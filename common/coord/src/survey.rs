@@ -68,7 +68,11 @@ impl Etcd {
         let mut surveyed = Vec::new();
         for member in members {
             let url = member.client_urls().first().cloned().unwrap_or_default();
-            surveyed.push(Member { name: member.name().to_owned(), state: state(self, &url).await, url });
+            surveyed.push(Member {
+                name: member.name().to_owned(),
+                state: state(self, &url).await,
+                url,
+            });
         }
         let mut maintenance = self.client().maintenance_client();
         let alarms = maintenance.alarm(AlarmAction::Get, AlarmType::None, None);
