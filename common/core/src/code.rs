@@ -69,6 +69,8 @@ codes! {
     CONFLICT = 0x030A, "the object has changed or already exists";
     METHOD = 0x030B, "the path exists but not with this method or content type";
     FORBIDDEN = 0x030C, "the request may not be made this way";
+    UNAUTHENTICATED = 0x030D, "who asks is not known: there is no token, or it is worth nothing";
+    DENIED = 0x030E, "who asks may not do this";
     ETCD = 0x0400, "etcd cannot be reached or has no leader";
     LOG_STORE = 0x0401, "the log store cannot be reached";
     NO_LEADER = 0x0402, "no master leads at the moment";

@@ -40,6 +40,7 @@ mod prefer;
 #[cfg(test)]
 mod tests;
 pub mod tree;
+mod within;
 
 pub use glob::matches as glob;
 
