@@ -2,7 +2,7 @@
 
 use axum::{
     Json,
-    http::{StatusCode, header},
+    http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use meepo_coord::CoordError;
@@ -68,7 +68,8 @@ impl ApiError {
             Code::TOO_LARGE => StatusCode::PAYLOAD_TOO_LARGE,
             Code::METHOD if self.0.field.is_some() => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Code::METHOD => StatusCode::METHOD_NOT_ALLOWED,
-            Code::FORBIDDEN => StatusCode::FORBIDDEN,
+            Code::UNAUTHENTICATED => StatusCode::UNAUTHORIZED,
+            Code::FORBIDDEN | Code::DENIED => StatusCode::FORBIDDEN,
             Code::NO_TARGET => StatusCode::UNPROCESSABLE_ENTITY,
             Code::BUSY => StatusCode::TOO_MANY_REQUESTS,
             Code::UNKNOWN_OUTCOME => StatusCode::GATEWAY_TIMEOUT,
@@ -131,6 +132,10 @@ impl IntoResponse for ApiError {
         if let Some(seconds) = retry {
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
         }
+        if response.status() == StatusCode::UNAUTHORIZED {
+            let scheme = HeaderValue::from_static("Bearer realm=\"meepo\"");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+        }
         response
     }
 }
@@ -140,6 +145,7 @@ impl From<ApiError> for Status {
         let code = match e.status() {
             StatusCode::NOT_FOUND => tonic::Code::NotFound,
             StatusCode::CONFLICT => tonic::Code::FailedPrecondition,
+            StatusCode::UNAUTHORIZED => tonic::Code::Unauthenticated,
             StatusCode::FORBIDDEN => tonic::Code::PermissionDenied,
             StatusCode::PAYLOAD_TOO_LARGE | StatusCode::TOO_MANY_REQUESTS => {
                 tonic::Code::ResourceExhausted

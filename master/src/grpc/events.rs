@@ -26,7 +26,7 @@ impl Events for Public {
             (None, 0) => Begin::Now,
             (None, n) => Begin::Recent(n as usize),
         };
-        let items = self.ops.events.listen(filter.map_err(invalid)?, begin, !r.no_follow).await?;
+        let items = self.ops.listen_events(filter.map_err(invalid)?, begin, !r.no_follow).await?;
         let items = ReceiverStream::new(items).map(|item| {
             let item = match item {
                 Item::Event(e) => event_item::Item::Event(event(&e)),

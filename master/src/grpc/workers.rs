@@ -5,6 +5,7 @@ use crate::{
     error::ApiError,
     mismatches,
     ops::Ops,
+    peer,
     sessions::{ORDERS, chunk_from},
 };
 use meepo_coord::records::decode;
@@ -13,11 +14,13 @@ use meepo_core::{
     error::Invalid,
     id::{Name, NodeId, RunId},
     mismatch::{self, Kind},
+    run::RunRecord,
 };
 use meepo_logstore::LogItem;
 use meepo_proto::internal::{
     self as pb, item::Item, worker_frame::Frame, workers_server::Workers as Service,
 };
+use meepo_runtime::tls::Identity;
 use std::{pin::Pin, time::Duration};
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
@@ -44,6 +47,7 @@ impl Service for Workers {
         &self,
         request: Request<Streaming<pb::WorkerFrame>>,
     ) -> Result<Response<Orders>, Status> {
+        let identity = identity(&request);
         let mut frames = request.into_inner();
         let first = tokio::time::timeout(HELLO, frames.message()).await;
         let first = first.map_err(|_| Status::deadline_exceeded("no hello in time"))??;
@@ -52,6 +56,7 @@ impl Service for Workers {
         };
         let node =
             Name::new(&hello.node).map_err(|e| Status::from(ApiError::from(e.at("node"))))?;
+        speaks_for(identity.as_ref(), &node)?;
         // Asked last: a leadership that ends later ends the session with it.
         let Some(term) = self.ops.term() else {
             return Err(ApiError::new(Code::NO_LEADER, "this master does not lead").into());
@@ -100,6 +105,7 @@ impl Service for Workers {
         &self,
         request: Request<pb::DeliverRequest>,
     ) -> Result<Response<pb::DeliverResponse>, Status> {
+        let identity = identity(&request);
         let request = request.into_inner();
         let _room = self.intake.enter(&self.ops, &request)?;
         let mut batch = Vec::with_capacity(request.items.len());
@@ -107,7 +113,8 @@ impl Service for Workers {
             match item.item {
                 Some(Item::Run(json)) => {
                     // Perhaps of a newer worker: another master may be able to read it.
-                    let record = decode(&json).map_err(|e| Status::unimplemented(e.to_string()))?;
+                    let record: RunRecord = decode(&json).map_err(|e| Status::unimplemented(e.to_string()))?;
+                    speaks_for(identity.as_ref(), &record.node)?;
                     batch.push(LogItem::Run(record));
                 }
                 Some(Item::Output(output)) => {
@@ -126,6 +133,24 @@ impl Service for Workers {
         self.ops.store.append(&batch).await.map_err(ApiError::from)?;
         self.ops.metrics.received.inc_by(batch.len() as u64);
         Ok(Response::new(pb::DeliverResponse {}))
+    }
+}
+
+/// Who calls, where the connection tells.
+fn identity<T>(request: &Request<T>) -> Option<Identity> {
+    peer::of(request.extensions()).and_then(|peer| peer.identity.clone())
+}
+
+/// A node with a certificate speaks for itself alone.
+fn speaks_for(identity: Option<&Identity>, node: &NodeId) -> Result<(), Status> {
+    match identity {
+        None => Ok(()),
+        Some(Identity::Node(own)) if own == node.as_str() => Ok(()),
+        Some(other) => {
+            warn!(%node, identity = %other, "somebody speaks for another node");
+            let message = format!("the certificate is of {other}, which does not speak for {node}");
+            Err(ApiError::new(Code::DENIED, message).into())
+        }
     }
 }
 

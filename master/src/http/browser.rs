@@ -1,6 +1,6 @@
 //! Requests of web pages are refused.
 //!
-//! The API has no login yet and listens on loopback: without this, any page open in a
+//! The API needs no login on loopback unless that is set: without this, any page open in a
 //! browser on the same machine could run commands or read their output. Two marks give
 //! such requests away:
 //! - `Origin` (RFC 6454 §7) and `Sec-Fetch-Site` (Fetch Metadata), which browsers add
@@ -22,7 +22,7 @@ use std::net::IpAddr;
 /// Refuses what a web page sent.
 pub(super) fn refuse(app: &App, request: &Request) -> ApiResult<()> {
     if from_page(request.headers()) {
-        let message = "requests of web pages are refused, as the API has no login yet";
+        let message = "requests of web pages are refused, as the API is for programs";
         return Err(ApiError::new(Code::FORBIDDEN, message));
     }
     // In HTTP/2 and in absolute form the host stands in the URI.

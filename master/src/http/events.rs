@@ -74,7 +74,7 @@ pub(super) async fn events(
         (None, Some(n)) => Begin::Recent(n),
         (None, None) => Begin::Now,
     };
-    let items = app.ops.events.listen(filter, begin, p.follow.unwrap_or(true)).await?;
+    let items = app.ops.listen_events(filter, begin, p.follow.unwrap_or(true)).await?;
     let mut first = true;
     let text = move |item| {
         let mut text = String::new();

@@ -15,6 +15,10 @@ use meepo_core::{
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use std::time::Duration;
+
+/// How long a client may take for a body.
+const BODY_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A JSON object as body, or none. A body must say that it is JSON: a web page can send
 /// other kinds across origins without being asked.
@@ -25,7 +29,9 @@ impl<S: Send + Sync> FromRequest<S> for Body {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         let kind = request.headers().get(header::CONTENT_TYPE).cloned();
-        let bytes = Bytes::from_request(request, state).await.map_err(|e| {
+        let reading = tokio::time::timeout(BODY_PATIENCE, Bytes::from_request(request, state));
+        let late = |_| ApiError::new(Code::MALFORMED, "the body did not arrive within 30 s");
+        let bytes = reading.await.map_err(late)?.map_err(|e| {
             if e.status() == axum::http::StatusCode::PAYLOAD_TOO_LARGE {
                 ApiError::new(Code::TOO_LARGE, "the body is larger than 1 MiB")
             } else {

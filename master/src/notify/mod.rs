@@ -16,6 +16,7 @@ mod look;
 mod send;
 
 pub use inbox::note as note_in_inbox;
+pub(crate) use send::web_client;
 pub use send::{Failure, Program, Sender, check_templates};
 
 use crate::{

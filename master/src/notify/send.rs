@@ -8,6 +8,7 @@ mod webhook;
 
 pub use command::Program;
 pub use template::check as check_templates;
+pub(crate) use webhook::load as web_client;
 
 use meepo_core::{
     id::Name,

@@ -261,6 +261,11 @@ pub(super) fn check(request: &ExecStreamRequest) -> Result<(), Invalid> {
     assignment(request, timeout).validate().map(drop)
 }
 
+/// What a request runs.
+pub(super) fn assignment_of(request: &ExecStreamRequest) -> Assignment {
+    assignment(request, request.timeout.map_or(DEFAULT_TIMEOUT, |t| t.0))
+}
+
 fn assignment(request: &ExecStreamRequest, timeout: Duration) -> Assignment {
     Assignment {
         executor: request.executor,

@@ -18,6 +18,7 @@ use crate::error::{ApiError, ApiResult};
 use feed::{Feed, Last, Read};
 use jiff::{SignedDuration, Timestamp};
 use meepo_core::{
+    auth::Permission,
     id::{NodeId, RunId},
     run::{OutputChunk, RunRecord},
 };
@@ -58,6 +59,7 @@ impl Ops {
         run_id: RunId,
         after: Option<u64>,
     ) -> ApiResult<mpsc::Receiver<FollowItem>> {
+        self.demand_run(Permission::RunRead, run_id).await?;
         let next = after.map_or(0, |a| a.saturating_add(1));
         let from = match self.feeds.find(run_id, next) {
             Some(feed) => From::Feed(feed),

@@ -7,6 +7,7 @@ use super::{
     leader::{broken, unknown_outcome},
 };
 use crate::{
+    auth::{Auth, CALLER},
     error::{ApiError, ApiResult},
     grpc::convert,
     sessions::live_from,
@@ -39,6 +40,7 @@ impl Ops {
         request: &ExecStreamRequest,
     ) -> ApiResult<mpsc::Receiver<ExecItem>> {
         note(&hosts, request);
+        self.demand_exec(&hosts, request)?;
         if self.term().is_some() {
             return self.exec(hosts, request);
         }
@@ -66,7 +68,7 @@ impl Ops {
         };
         let (channel, term) = self.leader_channel()?;
         let mut client = ExecClient::new(channel);
-        let begun = self.leader.begin(term, client.run(forwarded(message)));
+        let begun = self.leader.begin(term, client.run(forwarded(&self.auth, "/meepo.v1.Exec/Run", message)));
         let mut events = begun.await?.into_inner();
         let (tx, rx) = mpsc::channel(BACKLOG);
         tokio::spawn(async move {
@@ -108,7 +110,7 @@ impl Ops {
         let request = pb::OutputRequest { run_id: run_id.to_string(), after, follow: true };
         let (channel, term) = self.leader_channel()?;
         let mut client = RunsClient::new(channel);
-        let begun = self.leader.begin(term, client.output(forwarded(request)));
+        let begun = self.leader.begin(term, client.output(forwarded(&self.auth, "/meepo.v1.Runs/Output", request)));
         let mut events = begun.await.map_err(only_read)?.into_inner();
         let (tx, rx) = mpsc::channel(BACKLOG);
         tokio::spawn(async move {
@@ -144,7 +146,8 @@ impl Ops {
     pub(super) async fn kill_at_leader(&self, run_id: RunId) -> ApiResult<RunRef> {
         let (channel, term) = self.leader_channel()?;
         let mut client = RunsClient::new(channel);
-        let request = forwarded(pb::RunId { run_id: run_id.to_string() });
+        let request = pb::RunId { run_id: run_id.to_string() };
+        let request = forwarded(&self.auth, "/meepo.v1.Runs/Kill", request);
         let answer = self.leader.begin(term, client.kill(request)).await?.into_inner();
         let node = Name::new(&answer.node)?;
         Ok(RunRef { run_id, node })
@@ -157,7 +160,7 @@ impl Ops {
         let (channel, term) = self.leader_channel()?;
         let client = MastersClient::new(channel);
         let mut client = client.max_decoding_message_size(MAX_LIVE);
-        let asked = Box::pin(self.leader.begin(term, client.live(forwarded(request)))).await;
+        let asked = Box::pin(self.leader.begin(term, client.live(forwarded(&self.auth, "/meepo.internal.v1.Masters/Live", request)))).await;
         let answer = asked.map_err(only_read)?.into_inner();
         let live = answer.nodes.into_iter().filter_map(|n| {
             let at = jiff::Timestamp::from_millisecond(n.at_ms).ok()?;
@@ -178,8 +181,12 @@ fn only_read(e: ApiError) -> ApiError {
     }
 }
 
-fn forwarded<T>(message: T) -> Request<T> {
+/// A call to the leader, which is told of whom this task works for.
+fn forwarded<T>(auth: &Auth, method: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
+    if let Some(word) = auth.word(method).and_then(|word| word.parse().ok()) {
+        request.metadata_mut().insert(CALLER, word);
+    }
     request.metadata_mut().insert(FORWARDED, tonic::metadata::MetadataValue::from_static("1"));
     if let Some(traceparent) = trace::current().and_then(|t| t.parse().ok()) {
         request.metadata_mut().insert("traceparent", traceparent);

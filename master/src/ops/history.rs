@@ -5,6 +5,7 @@ use crate::error::ApiResult;
 use jiff::{SignedDuration, Timestamp};
 use meepo_coord::keys;
 use meepo_core::{
+    auth::Permission,
     code::Code,
     error::Invalid,
     history::{Gaps, JobStats, SearchPage, Seen, gaps},
@@ -63,7 +64,10 @@ impl Ops {
 
     /// Runs in whose output a text stands, newest first.
     pub async fn search_runs(&self, query: &RunQuery, text: &str) -> ApiResult<SearchPage> {
-        Ok(search(&*self.store, query, text.as_bytes()).await?)
+        let mut page = search(&*self.store, query, text.as_bytes()).await?;
+        let sight = self.sight(Permission::RunRead);
+        page.hits.retain(|hit| sight.node(&hit.run.node));
+        Ok(page)
     }
 
     /// How a job did since an instant, or in the last 30 days.
@@ -73,6 +77,7 @@ impl Ops {
         since: Option<Timestamp>,
         until: Option<Timestamp>,
     ) -> ApiResult<JobStats> {
+        self.demand_whole_job(job).await?;
         let since = since.unwrap_or_else(|| ago(STATS_SPAN));
         // Of a job that is no more there are still its runs.
         let next = match self.find_job(job).await {
@@ -92,6 +97,7 @@ impl Ops {
         since: Option<Timestamp>,
         until: Option<Timestamp>,
     ) -> ApiResult<Gaps> {
+        self.demand_whole_job(job).await?;
         let nodes: Vec<NodeId> =
             self.find_job(job).await?.nodes.into_iter().map(|n| n.node).collect();
         let wanted: Vec<_> = nodes.iter().map(|node| keys::assignment(node, job)).collect();

@@ -9,6 +9,7 @@ use crate::{
 use jiff::Timestamp;
 use meepo_coord::{Entry, keys, records::decode};
 use meepo_core::{
+    auth::Permission,
     api::{JobByHand, JobCounts, JobList, JobSource, JobSummary},
     code::Code,
     error::Invalid,
@@ -161,8 +162,12 @@ impl Ops {
             names.iter().flat_map(|name| bounded(name, &data)).collect()
         };
         found.counts = Counts::of(&self.counts(bounded.into_iter()).await?);
+        let sight = self.sight(Permission::JobRead);
         let data = self.view.read();
         let summary = |name: &Name| {
+            if !sight.job_in(&data, name) {
+                return None;
+            }
             let summary = found.summary(name, &data)?;
             match tree {
                 Some(path) => at_path(summary, path, &data),
@@ -240,7 +245,7 @@ impl Found {
 /// What nodes hold of a job, whoever put it there.
 fn held<'a>(name: &'a Name, data: &'a Data) -> impl Iterator<Item = (&'a NodeId, &'a Assignment)> {
     let ours = data.fleet.holders(name).filter_map(|(node, at)| match &at.value {
-        Held::Ours(a) => Some((node, &**a)),
+        Held::Ours(a, _) => Some((node, &**a)),
         Held::Foreign => None,
     });
     let by_hand = data.by_hand.get(name).into_iter().flatten();
@@ -273,7 +278,7 @@ pub(super) fn next_of(assignment: &Assignment, now: Timestamp) -> Option<Timesta
 fn next_on_nodes(name: &Name, data: &Data, now: Timestamp) -> Option<Timestamp> {
     let mut seen = BTreeSet::new();
     let ours = data.fleet.holders(name).filter_map(|(_, at)| match &at.value {
-        Held::Ours(a) if seen.insert(Arc::as_ptr(a)) => next_of(a, now),
+        Held::Ours(a, _) if seen.insert(Arc::as_ptr(a)) => next_of(a, now),
         _ => None,
     });
     let mut seen = BTreeSet::new();

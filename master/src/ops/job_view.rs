@@ -11,13 +11,16 @@ use jiff::Timestamp;
 use meepo_coord::{Entry, keys, records::decode};
 use meepo_core::{
     api::{CronId, JobOnNode, JobSource, JobView},
+    auth::Permission,
     code::Code,
     id::{Name, NodeId},
     job::{Assignment, JobSpec, JobStatus},
     node::Health,
     run::RunRecord,
+    signing::FIELD,
     tree::TreeDefinition,
 };
+use serde_json::{Map, Value};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     time::Duration,
@@ -44,7 +47,11 @@ impl Ops {
     /// rest of the answer does not depend on it.
     pub(super) async fn newest_runs(&self, names: &[Name]) -> BTreeMap<Name, RunRecord> {
         match tokio::time::timeout(LAST_RUNS_PATIENCE, self.store.last_runs(names)).await {
-            Ok(Ok(runs)) => return runs,
+            Ok(Ok(mut runs)) => {
+                let sight = self.sight(Permission::RunRead);
+                runs.retain(|_, run| sight.node(&run.node));
+                return runs;
+            }
             Ok(Err(e)) => warn!(error = %e, "jobs shown without their last runs"),
             Err(_) => warn!("jobs shown without their last runs: the log store is slow"),
         }
@@ -54,13 +61,13 @@ impl Ops {
     pub(super) async fn find_job(&self, name: &Name) -> ApiResult<JobView> {
         self.view_complete().await?;
         if let Some(view) = self.view_of(name).await? {
-            return Ok(view);
+            return self.as_seen(view);
         }
         let found = match self.comes_by_hand(name).await {
             true => self.view_of(name).await?,
             false => None,
         };
-        found.ok_or_else(|| ApiError::not_found("job", name))
+        self.as_seen(found.ok_or_else(|| ApiError::not_found("job", name))?)
     }
 
     /// One job as etcd has it, on the nodes that hold it according to the view.
@@ -128,6 +135,9 @@ impl Ops {
 
     /// The next `n` slots of a job.
     pub async fn next_slots(&self, name: &Name, n: usize) -> ApiResult<Vec<Timestamp>> {
+        if !self.sight(Permission::JobRead).job(name) {
+            return Err(ApiError::not_found("job", name));
+        }
         let assignment = match self.etcd.get(&keys::job(name)).await? {
             Some(entry) => decode::<JobSpec>(&entry.value)?.assignment(None, Vec::new()),
             None => {
@@ -170,7 +180,8 @@ fn views(entries: &[Entry]) -> BTreeMap<Name, JobView> {
     for entry in below(keys::JOBS) {
         let Some(name) = keys::last(&entry.key, keys::JOBS) else { continue };
         match decode::<JobSpec>(&entry.value) {
-            Ok(spec) => {
+            Ok(mut spec) => {
+                spec.extra.remove(FIELD);
                 let view = definition(&name, spec, entry.mod_revision);
                 views.insert(name, view);
             }
@@ -179,7 +190,8 @@ fn views(entries: &[Entry]) -> BTreeMap<Name, JobView> {
     }
     for entry in below(keys::TREE_JOBS) {
         let Some((name, tree)) = keys::job_and_path(&entry.key) else { continue };
-        let Ok(definition) = decode(&entry.value) else { continue };
+        let Ok(mut definition) = decode::<Map<String, Value>>(&entry.value) else { continue };
+        definition.remove(FIELD);
         let view = views.entry(name.clone()).or_insert_with(|| blank(name, JobSource::Definition));
         view.tree.push(TreeDefinition { tree, revision: entry.mod_revision, definition });
     }
@@ -192,7 +204,13 @@ fn views(entries: &[Entry]) -> BTreeMap<Name, JobView> {
         let current = cronids.get(&(node.clone(), name.clone())).cloned();
         let assignment = Assignment::from_etcd(&entry.value).ok();
         let spent = assignment.as_ref().is_some_and(|a| counts.spent(&node, &name, a));
-        let on_node = JobOnNode { spent, ..on_node(node, online, entry, current) };
+        let mut on_node = JobOnNode { spent, ..on_node(node.clone(), online, entry, current) };
+        if on_node.problem.is_none() {
+            // What only the node can tell: that it does not believe or not allow it.
+            let problems = health.get(&node).map(|h| &h.problems[..]).unwrap_or_default();
+            let told = problems.iter().find(|p| p.subject == entry.key);
+            on_node.problem = told.map(|p| p.reason.clone());
+        }
         let view = views.entry(name.clone()).or_insert_with(|| blank(name, JobSource::Etcd));
         if view.source == JobSource::Etcd || !view.tree.is_empty() {
             let next = assignment.filter(|_| !spent).and_then(|a| next_of(&a, now));

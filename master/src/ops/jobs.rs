@@ -14,12 +14,14 @@ use meepo_coord::{
 };
 use meepo_core::{
     api::{Action, Applied},
+    auth::Permission,
     code::Code,
     error::Invalid,
     id::Name,
+    input::from_value,
     job::{JobSpec, JobStatus},
     run::to_millis,
-    tree::TreePath,
+    tree::{JobDocument, TreePath},
 };
 use serde_json::Value;
 use std::time::Duration;
@@ -29,6 +31,15 @@ use tracing::info;
 const TRIES: usize = 5;
 /// How long the cursor of claimed slots outlives its job.
 const CLAIM_KEPT: Duration = Duration::from_secs(600);
+
+/// What a changed definition is made of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Basis {
+    /// Of what was sent.
+    New,
+    /// Of what stood there.
+    Old,
+}
 
 impl Ops {
     /// Creates or replaces the definition at the root.
@@ -45,13 +56,15 @@ impl Ops {
             }
             Ok(Some(spec.clone()))
         };
-        self.change(&name, change).await
+        self.change(&name, Basis::New, change).await
     }
 
     /// Follows the schedule, or does not.
     pub async fn set_status(&self, name: &Name, status: JobStatus) -> ApiResult<Applied> {
         audit::object("job", name);
-        let changed = self.change(name, |old| Ok(old.map(|spec| JobSpec { status, ..spec }))).await;
+        self.demand_job_named(Permission::JobPause, name).await?;
+        let new = |old: Option<JobSpec>| Ok(old.map(|spec| JobSpec { status, ..spec }));
+        let changed = self.change(name, Basis::Old, new).await;
         match changed {
             Err(e) if e.0.code == Code::NOT_FOUND => self.set_status_by_hand(name, status).await,
             other => other,
@@ -63,22 +76,40 @@ impl Ops {
     async fn change(
         &self,
         name: &Name,
+        basis: Basis,
         new: impl Fn(Option<JobSpec>) -> ApiResult<Option<JobSpec>>,
     ) -> ApiResult<Applied> {
         let key = keys::job(name);
         let mut there = self.etcd.get(&key).await?;
         for _ in 0..TRIES {
-            let old: Option<JobSpec> = there.as_ref().and_then(|e| decode(&e.value).ok());
+            let opened = there.as_ref().and_then(|entry| self.opened(entry));
+            let (old, believed): (Option<JobSpec>, _) = match opened {
+                Some((fields, believed)) => (from_value(Value::Object(fields)).ok(), believed),
+                None => (None, Ok(())),
+            };
+            if basis == Basis::Old {
+                // Its signature would make the whole of it what a master has accepted.
+                believed.map_err(|e| super::tree::not_believed(name, &TreePath::ROOT, &e))?;
+            }
+            let own = there.as_ref().is_none_or(|e| self.view.seal().is_own(&e.value));
             let Some(spec) = new(old.clone())? else {
                 return Err(ApiError::not_found("job", name));
             };
             let expect = there.as_ref().map_or(0, |e| e.mod_revision);
-            if old.as_ref() == Some(&spec) {
+            if old.as_ref() == Some(&spec) && own {
                 let action = Action::Unchanged;
                 return Ok(Applied { name: name.clone(), action, revision: expect });
             }
             let action = if expect == 0 { Action::Created } else { Action::Updated };
-            match self.etcd.put_if(&key, Some(encode(&spec)), expect, None).await? {
+            let before = there.as_ref().map(|e| e.value.as_slice());
+            let value = match self.view.seal().is_on() {
+                true => {
+                    let fields = JobDocument::from(spec).fields;
+                    self.view.seal().definition(&key, &fields, before)
+                }
+                false => encode(&spec),
+            };
+            match self.etcd.put_if(&key, Some(value), expect, None).await? {
                 Cas::Done(revision) => {
                     info!(job = %name, ?action, revision, "definition written");
                     return Ok(Applied { name: name.clone(), action, revision });

@@ -12,6 +12,7 @@ use meepo_coord::{
 };
 use meepo_core::{
     api::{LabelsRequest, NodeView},
+    auth::Permission,
     code::Code,
     id::NodeId,
     labels,
@@ -28,9 +29,10 @@ impl Ops {
         for (key, value) in &change.labels {
             audit::detail(&format!("label {key}"), value.as_deref().unwrap_or("(taken away)"));
         }
+        self.demand_node(Permission::NodeLabel, id)?;
         let key = keys::labels(id);
         for _ in 0..TRIES {
-            let node = self.get_node(id).await?;
+            let node = self.find_node(id).await?;
             let there = self.etcd.get(&key).await?;
             let expect = there.as_ref().map_or(0, |e| e.mod_revision);
             // What cannot be read would be lost.
@@ -48,7 +50,7 @@ impl Ops {
             let value = (after != LabelsRecord::default()).then(|| encode(&after));
             if let Cas::Done(_) = self.etcd.put_if(&key, value, expect, None).await? {
                 info!(node = %id, labels = ?after.labels, "labels of a node were changed");
-                return self.get_node(id).await;
+                return self.find_node(id).await;
             }
         }
         let message = format!("the labels of node {id} are being changed by others");

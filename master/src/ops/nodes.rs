@@ -16,6 +16,7 @@ use meepo_coord::{
     records::{DrainRecord, decode, encode},
 };
 use meepo_core::{
+    auth::Permission,
     api::{DrainRequest, DrainState, DrainView, NodeList, NodeView},
     code::Code,
     id::NodeId,
@@ -51,7 +52,8 @@ impl Ops {
             Some(target) => target.select(nodes.values()),
             None => nodes.values().collect(),
         };
-        let views = meant.into_iter().map(|node| NodeView {
+        let sight = self.sight(Permission::NodeRead);
+        let views = meant.into_iter().filter(|node| sight.info(node)).map(|node| NodeView {
             offline_since: self.gone(node),
             ..node_view(node, &data, live.as_ref())
         });
@@ -60,6 +62,14 @@ impl Ops {
 
     /// One node.
     pub async fn get_node(&self, id: &NodeId) -> ApiResult<NodeView> {
+        match self.sight(Permission::NodeRead).node(id) {
+            true => self.find_node(id).await,
+            false => Err(ApiError::not_found("node", id)),
+        }
+    }
+
+    /// One node, whoever asks.
+    pub(super) async fn find_node(&self, id: &NodeId) -> ApiResult<NodeView> {
         let etcd = [keys::node(id), keys::health(id), keys::drain(id), keys::labels(id)];
         let (entries, live) =
             tokio::join!(self.etcd.get_all(&etcd), self.live(std::slice::from_ref(id)));
@@ -85,7 +95,8 @@ impl Ops {
         if let Some(deadline) = request.deadline {
             audit::detail("deadline", deadline);
         }
-        self.get_node(id).await?;
+        self.demand_node(Permission::NodeDrain, id)?;
+        self.find_node(id).await?;
         let now = to_millis(Timestamp::now());
         let deadline = request.deadline.and_then(|d| {
             let d = SignedDuration::try_from(d.0).ok()?;
@@ -105,13 +116,14 @@ impl Ops {
             }
         }
         info!(node = %id, ?deadline, "a node is drained");
-        self.get_node(id).await
+        self.find_node(id).await
     }
 
     /// Lets a node take work again; it may do so already.
     pub async fn undrain_node(&self, id: &NodeId) -> ApiResult<NodeView> {
         audit::object("node", id);
-        let node = self.get_node(id).await;
+        self.demand_node(Permission::NodeDrain, id)?;
+        let node = self.find_node(id).await;
         // A node that is gone for good may still have the key.
         if self.etcd.delete(&keys::drain(id)).await? {
             info!(node = %id, "a node takes work again");

@@ -5,7 +5,10 @@ use super::{
     ExecItem, Ops,
     exec::{BACKLOG, check, note},
 };
-use crate::error::{ApiError, ApiResult};
+use crate::{
+    auth::{acting_for, current},
+    error::{ApiError, ApiResult},
+};
 use meepo_core::{
     api::{ExecStreamRequest, HostAnswer},
     code::Code,
@@ -93,7 +96,8 @@ impl Ops {
                 let _ = tx.send(ExecItem::Error(e)).await;
             }
         };
-        tokio::spawn(probing.in_current_span());
+        // The command is asked for by who has asked for the probe.
+        tokio::spawn(acting_for(current(), probing).in_current_span());
         Ok(rx)
     }
 

@@ -6,13 +6,11 @@ use crate::{
     error::{ApiError, ApiResult},
 };
 use jiff::Timestamp;
-use meepo_coord::{
-    keys,
-    records::{KillRecord, encode},
-};
+use meepo_coord::{keys, records::KillRecord};
 use meepo_core::{
     api::{RunList, RunRef},
     audit::AuditList,
+    auth::Permission,
     code::Code,
     event::EventId,
     id::{NodeId, RunId},
@@ -29,7 +27,9 @@ const KILL_PATIENCE: Duration = Duration::from_secs(1);
 impl Ops {
     /// Runs, newest first.
     pub async fn list_runs(&self, query: &RunQuery) -> ApiResult<RunList> {
-        let page = self.store.list_runs(query).await?;
+        let mut page = self.store.list_runs(query).await?;
+        let sight = self.sight(Permission::RunRead);
+        page.runs.retain(|run| sight.node(&run.node));
         Ok(RunList { runs: page.runs, next: page.next })
     }
 
@@ -41,7 +41,8 @@ impl Ops {
 
     /// One run.
     pub async fn get_run(&self, run_id: RunId) -> ApiResult<RunRecord> {
-        let found = self.store.get_run(run_id).await?;
+        let sight = self.sight(Permission::RunRead);
+        let found = self.store.get_run(run_id).await?.filter(|run| sight.node(&run.node));
         found.ok_or_else(|| ApiError::not_found("run", run_id))
     }
 
@@ -76,9 +77,11 @@ impl Ops {
             None => self.appear(run_id, told).await?,
         };
         audit::detail("node", &node);
+        self.demand_node(Permission::RunKill, &node)?;
         let record = KillRecord { requested_at: Timestamp::now(), extra: Default::default() };
         let lease = self.etcd.grant(KILL_TTL).await?;
-        self.etcd.put(&keys::kill(&node, run_id), encode(&record), Some(lease)).await?;
+        let value = self.view.seal().kill(self.known_term(), &node, run_id, &record);
+        self.etcd.put(&keys::kill(&node, run_id), value, Some(lease)).await?;
         Ok(RunRef { run_id, node })
     }
 

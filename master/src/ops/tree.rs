@@ -7,21 +7,21 @@ use crate::{
     view::Data,
 };
 use jiff::Timestamp;
-use meepo_coord::{
-    etcd::Cas,
-    keys,
-    records::{decode, encode},
-};
+use meepo_coord::{Entry, etcd::Cas, keys, records::decode};
 use meepo_core::{
     api::{Action, Applied, JobSummary, JobView},
+    auth::Permission,
     code::Code,
+    error::Invalid,
     id::{Name, NodeId},
     job::JobSpec,
     node::NodeInfo,
     placement::JobExplanation,
+    signing::FIELD,
     target::Target,
     tree::{Definition, Definitions, JobDocument, LABEL, TreeDefinition, TreePath},
 };
+use serde_json::{Map, Value};
 use std::{collections::BTreeMap, time::Duration};
 use tracing::info;
 
@@ -47,8 +47,12 @@ impl Ops {
         }
         let mut all = self.definitions(name).await?;
         let before = all.resolve(path).ok();
+        // Also what is replaced must be one's own to change.
+        self.demand_job(Permission::JobWrite, &all, false, |p| path.covers(p.as_str()))?;
         all.0.insert(path.clone(), document.definition());
         all.check(path)?;
+        // Those below it inherit.
+        self.demand_job(Permission::JobWrite, &all, true, |p| path.covers(p.as_str()))?;
         if path.is_root() {
             let spec = document.spec();
             let spec = spec.ok_or_else(|| ApiError::new(Code::BAD_VALUE, "not a job"))?;
@@ -66,13 +70,16 @@ impl Ops {
         for _ in 0..TRIES {
             let there = self.etcd.get(&key).await?;
             let expect = there.as_ref().map_or(0, |e| e.mod_revision);
-            let old = there.and_then(|e| decode(&e.value).ok());
-            if old.as_ref() == Some(&document.fields) {
+            let seal = self.view.seal();
+            let old = there.as_ref().and_then(|e| self.opened(e)).map(|(fields, _)| fields);
+            let own = there.as_ref().is_none_or(|e| seal.is_own(&e.value));
+            if old.as_ref() == Some(&document.fields) && own {
                 let action = Action::Unchanged;
                 return Ok(Applied { name: name.clone(), action, revision: expect });
             }
             let action = if expect == 0 { Action::Created } else { Action::Updated };
-            let value = Some(encode(&document.fields));
+            let before = there.as_ref().map(|e| e.value.as_slice());
+            let value = Some(seal.definition(&key, &document.fields, before));
             if let Cas::Done(revision) = self.etcd.put_if(&key, value, expect, None).await? {
                 info!(job = %name, %path, ?action, revision, "definition written");
                 return Ok(Applied { name: name.clone(), action, revision });
@@ -88,6 +95,7 @@ impl Ops {
             audit::detail("tree", path);
         }
         let mut all = self.definitions(name).await?;
+        self.demand_job_named(Permission::JobWrite, name).await?;
         let there = all.0.remove(path).is_some();
         let nothing = all.0.is_empty() && path.is_root();
         if !there && !nothing {
@@ -121,11 +129,41 @@ impl Ops {
                 None if entry.key == key => TreePath::ROOT,
                 None => continue,
             };
-            let definition =
-                Definition { fields: decode(&entry.value)?, revision: entry.mod_revision };
-            all.0.insert(path, definition);
+            let mut fields: Map<String, Value> = decode(&entry.value)?;
+            fields.remove(FIELD);
+            all.0.insert(path, Definition { fields, revision: entry.mod_revision });
         }
         Ok(all)
+    }
+
+    /// The same, of a job all of whose definitions a master has accepted.
+    pub(super) async fn believed_definitions(&self, name: &Name) -> ApiResult<Definitions> {
+        let all = self.definitions(name).await?;
+        if !self.view.seal().is_on() || all.0.is_empty() {
+            return Ok(all);
+        }
+        let wanted: Vec<String> = all.0.keys().map(|path| keys::job_at(name, path)).collect();
+        for entry in self.etcd.get_all(&wanted).await? {
+            let path = keys::job_and_path(&entry.key).map_or(TreePath::ROOT, |(_, path)| path);
+            // One that has changed since is looked at by whoever asks next.
+            let same = all.0.get(&path).is_some_and(|d| d.revision == entry.mod_revision);
+            if !same {
+                let message = format!("job {name} is being changed by others");
+                return Err(ApiError::new(Code::CONFLICT, message));
+            }
+            if let Some((_, believed)) = self.opened(&entry) {
+                believed.map_err(|e| not_believed(name, &path, &e))?;
+            }
+        }
+        Ok(all)
+    }
+
+    /// A definition without its signature, and whether a master has accepted it; `None`: it is
+    /// none.
+    pub(super) fn opened(&self, entry: &Entry) -> Option<(Map<String, Value>, Believed)> {
+        let mut fields: Map<String, Value> = decode(&entry.value).ok()?;
+        let believed = self.view.seal().open_definition(&entry.key, &mut fields);
+        Some((fields, believed))
     }
 
     /// One job as it is at a path of the tree, with the nodes there and below.
@@ -166,6 +204,10 @@ impl Ops {
             let message = "this master has not caught up with etcd; ask again";
             return Err(ApiError::new(Code::ETCD, message));
         }
+        let sight = self.sight(Permission::JobRead);
+        if !sight.job(name) {
+            return Err(ApiError::not_found("job", name));
+        }
         let data = self.view.read();
         let fleet = &data.fleet;
         if newest == 0 && fleet.holders(name).next().is_none() {
@@ -175,13 +217,26 @@ impl Ops {
         if let Some(id) = unknown {
             return Err(ApiError::not_found("node", &id));
         }
-        let meant = target.select(fleet.nodes().values());
+        let mut meant = target.select(fleet.nodes().values());
+        meant.retain(|node| sight.info(node));
         if meant.is_empty() {
             return Err(ApiError::new(Code::NO_TARGET, format!("{target} means no node")));
         }
         let nodes = fleet.explain(name, meant.into_iter().map(|n| &n.id));
         Ok(JobExplanation { job: name.clone(), nodes })
     }
+}
+
+/// Whether a master has accepted a definition.
+type Believed = Result<(), Invalid>;
+
+/// The error for what nobody asked a master for.
+pub(super) fn not_believed(name: &Name, path: &TreePath, why: &Invalid) -> ApiError {
+    let message = format!(
+        "the definition of job {name} at {path} is not believed ({why}): apply it anew from its \
+         file, if it is to stay"
+    );
+    ApiError::new(Code::FORBIDDEN, message)
 }
 
 /// What the definitions come to at a path, with the newest of their revisions; `None` if

@@ -4,22 +4,25 @@ use super::{Ops, job_view::id_of};
 use crate::{
     audit,
     error::{ApiError, ApiResult},
+    seal::Seal,
 };
 use etcd_client::{PutOptions, Txn, TxnOp};
 use jiff::{SignedDuration, Timestamp};
 use meepo_coord::{
     etcd::{MAX_TXN_BYTES, MAX_TXN_OPS},
     keys,
-    records::{TriggerRecord, encode},
+    records::TriggerRecord,
 };
 use meepo_core::{
     api::{RunRef, TriggerRequest, Triggered},
+    auth::Permission,
     code::Code,
     error::Invalid,
     id::{Name, NodeId, RunId},
     job::{Assignment, Placement},
     node::NodeInfo,
     run::to_millis,
+    signing::FIELD,
     target::Target,
 };
 use meepo_runtime::telemetry::trace;
@@ -57,7 +60,7 @@ impl Ops {
         }
         let only = request.target.as_deref().map(Target::parse).transpose()?;
         let nodes = self.nodes_now().await?;
-        let plans = self.trigger_plans(name, &nodes).await?;
+        let (plans, believed) = self.trigger_plans(name, &nodes).await?;
         let chosen: Option<BTreeSet<&NodeId>> = only.as_ref().map(|only| {
             let all = plans.iter().flat_map(|(_, places)| places);
             let infos = all.filter_map(|(node, _)| nodes.get(node));
@@ -81,6 +84,7 @@ impl Ops {
             }
             places.append(&mut some);
         }
+        self.demand_places(Permission::JobTrigger, &places)?;
         if places.is_empty() {
             let message = format!("no node holds job {name} and matches");
             return Err(ApiError::new(Code::NO_TARGET, message));
@@ -95,6 +99,7 @@ impl Ops {
         let lease = self.etcd.grant(wait + ttl + EXPIRED_KEPT).await?;
         let (mut runs, mut groups, mut bytes) = (Vec::new(), vec![Vec::new()], 0);
         let traceparent = trace::current();
+        let (term, unsigned) = (self.known_term(), Seal::default());
         for (node, mut assignment) in places {
             assignment.set_traceparent(traceparent.clone());
             let run_id = RunId(Uuid::now_v7());
@@ -107,7 +112,8 @@ impl Ops {
                 rerun: None,
                 extra: BTreeMap::new(),
             };
-            let value = encode(&record);
+            let seal = if believed { self.view.seal() } else { &unsigned };
+            let value = seal.trigger(term, &node, run_id, &record);
             bytes += value.len();
             if groups.last().is_some_and(|g| g.len() == MAX_TXN_OPS) || bytes > MAX_TXN_BYTES {
                 groups.push(Vec::new());
@@ -133,15 +139,16 @@ impl Ops {
         Ok(Triggered { runs })
     }
 
-    /// Where a job could be run now, and what to run there.
+    /// Where a job could be run now, and what to run there; and whether a master has accepted
+    /// that, as it is signed then: what anybody put into etcd by hand is not.
     async fn trigger_plans(
         &self,
         name: &Name,
         nodes: &BTreeMap<NodeId, NodeInfo>,
-    ) -> ApiResult<Vec<Places>> {
-        let definitions = self.definitions(name).await?;
+    ) -> ApiResult<(Vec<Places>, bool)> {
+        let definitions = self.believed_definitions(name).await?;
         if !definitions.0.is_empty() {
-            return super::tree::places(&definitions, nodes);
+            return Ok((super::tree::places(&definitions, nodes)?, true));
         }
         let entries = self.assignments_of(name).await?;
         if entries.is_empty() {
@@ -150,11 +157,12 @@ impl Ops {
         let mut places = Vec::new();
         for entry in &entries {
             if let Some((node, _)) = id_of(entry) {
-                let assignment = Assignment::from_etcd(&entry.value)?;
+                let mut assignment = Assignment::from_etcd(&entry.value)?;
+                assignment.extra.remove(FIELD);
                 places.push((node, assignment));
             }
         }
-        Ok(vec![(Placement::Each, places)])
+        Ok((vec![(Placement::Each, places)], false))
     }
 }
 

@@ -27,7 +27,7 @@ use tracing::warn;
 /// Bytes of an answer that are looked at.
 const MAX_ANSWER: usize = 4096;
 
-type Http = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+pub(crate) type Http = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
 /// What makes requests.
 #[derive(Debug, Default)]
@@ -74,7 +74,7 @@ impl Web {
 }
 
 /// Reads certificates, on a thread that may wait for the disk.
-async fn load(ca: Option<String>) -> Result<Http, String> {
+pub(crate) async fn load(ca: Option<String>) -> Result<Http, String> {
     let loading = tokio::task::spawn_blocking(move || client(ca.as_deref()));
     loading.await.map_err(|e| format!("cannot read certificates: {e}"))?
 }

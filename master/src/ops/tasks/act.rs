@@ -7,6 +7,7 @@ use crate::{
     audit,
     error::{ApiError, ApiResult},
     ops::Ops,
+    seal::Seal,
     tasks::transaction,
 };
 use etcd_client::{Compare, CompareOp, Txn, TxnOp};
@@ -17,6 +18,7 @@ use meepo_coord::{
     records::{decode, encode},
 };
 use meepo_core::{
+    auth::Permission,
     code::Code,
     placement::At,
     task::{
@@ -66,6 +68,7 @@ impl Ops {
         {
             return Err(ApiError::not_found("part", part));
         }
+        self.demand_whole_task(Permission::TaskWrite, &found.task.value)?;
         let acted = match (what, verb) {
             (TaskRef::Task(_), Verb::Cancel | Verb::Stop | Verb::Pause | Verb::Resume) => {
                 self.control(id, verb).await?
@@ -189,6 +192,7 @@ impl Ops {
         delay: Duration,
     ) -> ApiResult<Acted> {
         let (task, task_revision) = (&task.value, task.revision);
+        let seal = self.view.seal();
         for _ in 0..TRIES {
             let expect = known.as_ref().map_or(0, |at| at.revision);
             let part = known.map_or_else(|| Part::pending(task, id.n), |at| at.value);
@@ -208,7 +212,13 @@ impl Ops {
                     (next, order.unwrap_or(OrderChange::None), Acted::Asked)
                 }
             };
-            let txn = transaction(id, expect, &part, &order);
+            // What no master has accepted is not signed either.
+            let unsigned = Seal::default();
+            let seal = match seal.check_task(task) {
+                Ok(()) => seal,
+                Err(_) => &unsigned,
+            };
+            let txn = transaction(id, expect, &part, &order, (seal, self.known_term()));
             let written = self.etcd.txn("part of a task", txn).await;
             if written.map_err(|e| unsure(id, e))?.is_some() {
                 return Ok(acted);

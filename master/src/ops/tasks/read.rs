@@ -7,6 +7,7 @@ use crate::{
 use jiff::Timestamp;
 use meepo_coord::{keys, records::decode};
 use meepo_core::{
+    auth::Permission,
     code::Code,
     error::Invalid,
     id::Name,
@@ -14,7 +15,7 @@ use meepo_core::{
     task::{Part, PartId, Task, TaskId, TaskRef, TaskState, TaskView, answer::TaskList},
 };
 use meepo_logstore::TaskQuery;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Which tasks to list. All filters must hold; an absent one holds for every task.
 #[derive(Debug, Clone, Default)]
@@ -57,6 +58,9 @@ impl Ops {
                 kept.ok_or_else(|| ApiError::not_found("task", what.task()))?
             }
         };
+        if !self.sight(Permission::TaskRead).task(&view) {
+            return Err(ApiError::not_found("task", what.task()));
+        }
         if let TaskRef::Part(id) = what {
             view.parts.retain(|p| p.id == id);
             if view.parts.is_empty() {
@@ -94,6 +98,7 @@ impl Ops {
             return Err(ApiError::new(Code::ETCD, "etcd has not been read yet"));
         }
         let wanted = limit as usize;
+        let (sight, mut hidden) = (self.sight(Permission::TaskRead), BTreeSet::new());
         let mut tasks: BTreeMap<TaskId, TaskView> = {
             let board = self.board.read();
             let older = |id: &TaskId| before.is_none_or(|b| *id < b);
@@ -102,6 +107,7 @@ impl Ops {
                 filter.queue.as_ref().is_none_or(|q| t.value.queue.as_ref() == Some(q))
             });
             let part = |id: PartId| board.parts.get(&id).map(|p| &p.value);
+            let ours = ours.filter(|(_, t)| sight.task_of(&t.value));
             let views = ours.map(|(id, t)| (*id, TaskView::summary(&t.value, part)));
             let fits = |v: &TaskView| filter.states.is_empty() || filter.states.contains(&v.state);
             views.filter(|(_, v)| fits(v)).take(wanted + 1).collect()
@@ -113,12 +119,17 @@ impl Ops {
                 TaskQuery { queue: filter.queue.clone(), states, before, limit: Some(limit + 1) };
             // What is over and still in etcd may be in both: they say the same.
             for task in self.store.list_tasks(&query).await? {
+                if !sight.task(&task) {
+                    hidden.insert(task.id);
+                }
                 tasks.insert(task.id, task.without_parts());
             }
         }
         let more = tasks.len() > wanted;
-        let tasks: Vec<TaskView> = tasks.into_values().rev().take(wanted).collect();
+        let mut tasks: Vec<TaskView> = tasks.into_values().rev().take(wanted).collect();
         let next = tasks.last().filter(|_| more).map(|t| t.id.to_string());
+        // Afterwards: the next page goes on behind them all the same.
+        tasks.retain(|t| !hidden.contains(&t.id));
         Ok(TaskList { tasks, next })
     }
 }

@@ -166,10 +166,11 @@ impl Ops {
             None => self.nodes_for(request).await?,
         };
         let mut task = request.task(TaskId(Uuid::now_v7()), &nodes, Timestamp::now())?;
+        self.demand_task(request, &task)?;
         if let Some(traceparent) = trace::current() {
             task.extra.insert(TRACEPARENT.to_owned(), traceparent.into());
         }
-        let value = encode(&task);
+        let value = self.view.seal().task(&task);
         if value.len() > MAX_TASK {
             let problem = format!("the task takes {} bytes", value.len());
             let expected = "at most 1200000; shorter commands, or several tasks";
