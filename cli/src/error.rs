@@ -18,6 +18,7 @@ use std::{fmt, io};
 /// | 4 | the master, or something it needs, cannot be reached |
 /// | 5 | conflict: the object changed or exists already |
 /// | 6 | internal error |
+/// | 7 | not logged in, or not allowed to do this |
 /// | 130 | interrupted |
 /// | 141 | the reader of the output went away |
 pub(crate) mod exit {
@@ -35,6 +36,8 @@ pub(crate) mod exit {
     pub(crate) const CONFLICT: u8 = 5;
     /// A defect, or an answer that cannot be understood.
     pub(crate) const INTERNAL: u8 = 6;
+    /// Not logged in, or not allowed to do this.
+    pub(crate) const DENIED: u8 = 7;
     /// Ctrl-C, as shells count it (128 + SIGINT).
     pub(crate) const INTERRUPTED: u8 = 130;
     /// Broken pipe, as shells count it (128 + SIGPIPE).
@@ -52,6 +55,7 @@ Exit codes:
   4    the master, or something it needs, cannot be reached
   5    conflict: the object changed or exists already
   6    internal error
+  7    not logged in, or not allowed to do this
   130  interrupted
   141  the reader of the output went away";
 
@@ -160,6 +164,7 @@ pub(crate) fn exit_of(code: Code) -> u8 {
         c if c.is_ok() => exit::OK,
         Code::NOT_FOUND | Code::NO_SUCH_HOST | Code::NO_TARGET => exit::NOT_FOUND,
         Code::CONFLICT => exit::CONFLICT,
+        Code::UNAUTHENTICATED | Code::DENIED => exit::DENIED,
         c => match c.kind() {
             code::RUN | code::DISPATCH => exit::FAILED,
             code::VALIDATION => exit::USAGE,
@@ -183,6 +188,7 @@ mod tests {
             (Code::BAD_SCHEDULE, exit::USAGE),
             (Code::NOT_FOUND, exit::NOT_FOUND),
             (Code::CONFLICT, exit::CONFLICT),
+            (Code::UNAUTHENTICATED, exit::DENIED),
             (Code::ETCD, exit::UNAVAILABLE),
             (Code::BUG, exit::INTERNAL),
             (Code(0x7777), exit::INTERNAL),

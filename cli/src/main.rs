@@ -6,6 +6,7 @@
 //! | [`client`] | the HTTP API from the outside |
 //! | [`commands`] | what each command does |
 //! | [`output`] | tables, JSON, YAML, live output |
+//! | [`credentials`] | tokens that are kept |
 //! | [`error`] | exit codes and messages |
 //! | [`etcd_child`] | an etcd of our own |
 //! | [`server`] | `meepo server` |
@@ -13,6 +14,7 @@
 mod args;
 mod client;
 mod commands;
+mod credentials;
 mod error;
 mod etcd_child;
 mod events_args;
