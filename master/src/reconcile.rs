@@ -3,7 +3,12 @@
 //! write names the revisions it was decided on. All is compared anew when a master begins
 //! to lead and whenever the view has been listed anew, every ten minutes.
 
-use crate::{lost::GRACE, metrics::Metrics, view::View};
+use crate::{
+    lost::GRACE,
+    metrics::Metrics,
+    seal::{Seal, Text},
+    view::View,
+};
 use etcd_client::{Compare, CompareOp, Txn, TxnOp};
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use meepo_coord::{
@@ -35,6 +40,10 @@ const AT_ONCE: usize = 8;
 const SHARE: usize = 20_000;
 /// How long changes are gathered before a plan is made.
 const GATHER: Duration = Duration::from_millis(10);
+/// Assignments that are signed anew in one step, …
+const RENEWED: usize = 1_000;
+/// … and the time from one step to the next.
+const BETWEEN: Duration = Duration::from_secs(1);
 /// Longest wait for the view to show what was written.
 const SETTLE: Duration = Duration::from_secs(2);
 
@@ -52,6 +61,7 @@ pub async fn run(
     let mut leading = None;
     let mut due = Dirty::default();
     let mut away = Away::default();
+    let mut renewal = Renewal::new(view.seal());
     loop {
         let term = leadership.borrow_and_update().mine;
         let complete = changes.borrow_and_update().complete;
@@ -59,6 +69,7 @@ pub async fn run(
             leading = term;
             due = Dirty::all();
             away = Away::default();
+            renewal = Renewal::new(view.seal());
         }
         let mut retry = None;
         if term.is_none() {
@@ -68,6 +79,7 @@ pub async fn run(
         if let Some(term) = term.filter(|_| complete) {
             due.add(view.take_dirty());
             due.nodes.extend(away.look(&view, &due, Instant::now()));
+            due.pairs.extend(renewal.step(&view, Instant::now()));
             if !due.is_empty() {
                 let waiting = away.waiting();
                 let dirty = std::mem::take(&mut due);
@@ -96,7 +108,8 @@ pub async fn run(
                 }
             }
         }
-        let back = away.next();
+        let back = [away.next(), renewal.next.filter(|_| term.is_some() && complete)];
+        let back = back.into_iter().flatten().min();
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             changed = changes.changed() => if changed.is_err() { return Ok(()) },
@@ -153,6 +166,35 @@ impl Away {
     }
 }
 
+/// Signs assignments anew before their signatures run out: all are looked at now and then,
+/// and those that are due are written a step at a time.
+struct Renewal {
+    every: Option<Duration>,
+    /// When the next step is due, if any ever is.
+    next: Option<Instant>,
+    /// How far the look has got.
+    after: Option<(Name, NodeId)>,
+}
+
+impl Renewal {
+    fn new(seal: &Seal) -> Self {
+        let every = seal.look_every();
+        Self { every, next: every.map(|_| Instant::now()), after: None }
+    }
+
+    /// The assignments to be signed anew now.
+    fn step(&mut self, view: &View, now: Instant) -> Vec<(Name, NodeId)> {
+        let Some((every, _)) = self.every.zip(self.next).filter(|(_, at)| *at <= now) else {
+            return Vec::new();
+        };
+        let due = view.due_again(self.after.as_ref(), RENEWED);
+        self.after = due.last().filter(|_| due.len() == RENEWED).cloned();
+        let wait = if self.after.is_some() { BETWEEN.min(every) } else { every };
+        self.next = Some(now + wait);
+        due
+    }
+}
+
 /// Plans what is dirty and writes it, a share at a time.
 async fn place(
     etcd: &Etcd,
@@ -183,7 +225,7 @@ async fn place(
         .await?;
         if !effects.is_empty() {
             info!(writes = effects.len(), "placing jobs");
-            perform(etcd, term, &effects, metrics, &mut outcome).await;
+            perform(etcd, (view.seal(), term), &effects, metrics, &mut outcome).await;
             effects.clear();
         }
         if outcome.error.as_ref().is_some_and(CoordError::retryable) {
@@ -223,7 +265,7 @@ impl Outcome {
 /// rest, unless etcd is away.
 async fn perform(
     etcd: &Etcd,
-    term: i64,
+    by: (&Seal, i64),
     effects: &[Effect],
     metrics: &Metrics,
     outcome: &mut Outcome,
@@ -237,7 +279,7 @@ async fn perform(
             && writing.len() < AT_ONCE
             && let Some(group) = left.next()
         {
-            writing.push(write(etcd, term, group, metrics));
+            writing.push(write(etcd, by, group, metrics));
         }
         let Some(written) = writing.next().await else { break };
         away |= written.error.as_ref().is_some_and(CoordError::retryable);
@@ -251,13 +293,13 @@ async fn perform(
 /// Writes one group.
 fn write<'a>(
     etcd: &'a Etcd,
-    term: i64,
+    by: (&'a Seal, i64),
     group: &'a [Effect],
     metrics: &'a Metrics,
 ) -> BoxFuture<'a, Outcome> {
     Box::pin(async move {
         let mut outcome = Outcome::default();
-        match etcd.txn("assignments", transaction(term, group)).await {
+        match etcd.txn("assignments", transaction(by, group)).await {
             Ok(Some(revision)) => {
                 outcome.revision = revision;
                 metrics.placements.inc_by(group.len() as u64);
@@ -272,10 +314,10 @@ fn write<'a>(
             // One stale or oversized key must not take the others with it.
             Ok(None) | Err(_) => {
                 let (one, other) = group.split_at(group.len() / 2);
-                outcome.add(write(etcd, term, one, metrics).await);
+                outcome.add(write(etcd, by, one, metrics).await);
                 match &outcome.error {
                     Some(e) if e.retryable() => outcome.failed(other, None),
-                    _ => outcome.add(write(etcd, term, other, metrics).await),
+                    _ => outcome.add(write(etcd, by, other, metrics).await),
                 }
             }
         }
@@ -330,7 +372,8 @@ impl<'a> Size<'a> {
         match self.0 {
             Some((last, size)) if Arc::ptr_eq(last, assignment) => size,
             _ => {
-                let size = encode(&**assignment).len() + 256;
+                // The rest: key and signature.
+                let size = encode(&**assignment).len() + 640;
                 self.0 = Some((assignment, size));
                 size
             }
@@ -366,11 +409,11 @@ impl<'a> Comparing<'a> {
     }
 }
 
-fn transaction(term: i64, effects: &[Effect]) -> Txn {
+fn transaction((seal, term): (&Seal, i64), effects: &[Effect]) -> Txn {
     let mut compares = vec![Compare::create_revision(keys::LEADER, CompareOp::Equal, term)];
     let mut comparing = Comparing::default();
     let mut operations = Vec::with_capacity(effects.len());
-    let mut last: Option<(&Arc<Assignment>, Vec<u8>)> = None;
+    let mut last: Option<(&Arc<Assignment>, Text)> = None;
     for effect in effects {
         comparing.add(effect);
         let (Effect::Put { node, job, expect, .. } | Effect::Delete { node, job, expect }) = effect;
@@ -379,9 +422,9 @@ fn transaction(term: i64, effects: &[Effect]) -> Txn {
         operations.push(match effect {
             Effect::Put { assignment, .. } => {
                 let same = last.take().filter(|(a, _)| Arc::ptr_eq(a, assignment));
-                let (_, value) =
-                    last.insert(same.unwrap_or_else(|| (assignment, encode(&**assignment))));
-                TxnOp::put(key, value.clone(), None)
+                let (_, text) =
+                    last.insert(same.unwrap_or_else(|| (assignment, seal.text(assignment))));
+                TxnOp::put(key, seal.assignment(term, node, job, text), None)
             }
             Effect::Delete { .. } => TxnOp::delete(key, None),
         });

@@ -394,7 +394,7 @@ async fn again(
         TxnOp::delete(key.as_str(), None),
         // Where it waited still to be taken.
         TxnOp::delete(keys::trigger(node, *run_id), None),
-        TxnOp::put(keys::trigger(to, new), encode(&trigger), None),
+        TxnOp::put(keys::trigger(to, new), view.seal().trigger(term, to, new, &trigger), None),
         TxnOp::put(keys::rerun(to, new), encode(&record), None),
     ];
     let txn = Txn::new().when(unchanged(term, &key, at.revision)).and_then(ops);

@@ -7,6 +7,7 @@ pub mod beats;
 
 pub use beats::{Beat, live_from};
 
+use crate::seal::Seal;
 use meepo_coord::records::{decode, encode};
 use meepo_core::{
     id::{NodeId, RunId},
@@ -35,6 +36,7 @@ pub const ORDERS: usize = 1024;
 pub struct Sessions {
     inner: Arc<Mutex<Inner>>,
     ids: Arc<AtomicU64>,
+    seal: Seal,
 }
 
 #[derive(Default)]
@@ -86,6 +88,11 @@ pub enum Event {
 }
 
 impl Sessions {
+    /// None yet; commands are signed as `seal` says.
+    pub fn sealed(seal: Seal) -> Self {
+        Self { seal, ..Self::default() }
+    }
+
     /// Enters a worker's stream; an older one of the same node ends. The stream is to
     /// end when the token is cancelled.
     pub fn connect(
@@ -150,8 +157,12 @@ impl Sessions {
     /// behind with its orders that it might as well not be.
     pub fn exec(&self, node: &NodeId, run: RunId, what: &Assignment) -> Option<Subscription> {
         let subscription = self.subscribe(node, run, 0);
-        let exec = pb::Exec { run_id: run.to_string(), assignment: encode(what).into() };
-        self.order(node, Order::Exec(exec)).then_some(subscription)
+        let order = |term| {
+            let signature = self.seal.exec(term, node, run, what).into();
+            let (run_id, assignment) = (run.to_string(), encode(what).into());
+            Order::Exec(pb::Exec { run_id, assignment, signature })
+        };
+        self.order(node, order).then_some(subscription)
     }
 
     /// Follows a run from the chunk `from` on; `None` if the node is not connected.
@@ -162,7 +173,11 @@ impl Sessions {
 
     /// Asks a worker to end a run; answers whether the order is on its way.
     pub fn kill(&self, node: &NodeId, run: RunId) -> bool {
-        self.order(node, Order::Kill(pb::Kill { run_id: run.to_string() }))
+        let order = |term| {
+            let signature = self.seal.stop(term, node, run).into();
+            Order::Kill(pb::Kill { run_id: run.to_string(), signature })
+        };
+        self.order(node, order)
     }
 
     /// The node of a run that somebody listens to, as whoever starts a command does.
@@ -185,11 +200,12 @@ impl Sessions {
         Subscription { sessions, node: node.clone(), run, id, events, shared, next: from }
     }
 
-    fn order(&self, node: &NodeId, order: Order) -> bool {
-        let inner = self.lock();
-        let Some(connection) = inner.nodes.get(node) else { return false };
-        let frame = pb::MasterFrame { term: connection.term, frame: Some(order) };
-        let sent = connection.orders.try_send(frame);
+    /// Sends what `order` makes for the term of the session.
+    fn order(&self, node: &NodeId, order: impl FnOnce(i64) -> Order) -> bool {
+        let found = self.lock().nodes.get(node).map(|c| (c.term, c.orders.clone()));
+        let Some((term, orders)) = found else { return false };
+        let frame = pb::MasterFrame { term, frame: Some(order(term)) };
+        let sent = orders.try_send(frame);
         if sent.is_err() {
             warn!(%node, "the worker does not take its orders");
         }
@@ -198,12 +214,12 @@ impl Sessions {
 
     /// Asks a worker to read all its assignments anew.
     pub fn compare(&self, node: &NodeId) {
-        self.order(node, Order::Compare(pb::Compare {}));
+        self.order(node, |_| Order::Compare(pb::Compare {}));
     }
 
     /// Asks a worker for the record of a run; answers whether the order is on its way.
     pub fn tell(&self, node: &NodeId, run: RunId) -> bool {
-        self.order(node, Order::Tell(pb::Tell { run_id: run.to_string() }))
+        self.order(node, |_| Order::Tell(pb::Tell { run_id: run.to_string() }))
     }
 
     /// Hands on what a worker sent.
@@ -360,7 +376,7 @@ impl Subscription {
         };
         let after = from.checked_sub(1);
         let follow = pb::Follow { run_id: self.run.to_string(), after };
-        self.sessions.order(&self.node, Order::Follow(follow))
+        self.sessions.order(&self.node, |_| Order::Follow(follow))
     }
 }
 
@@ -378,7 +394,7 @@ impl Drop for Subscription {
         };
         if last {
             let unfollow = pb::Unfollow { run_id: self.run.to_string() };
-            let sent = self.sessions.order(&self.node, Order::Unfollow(unfollow));
+            let sent = self.sessions.order(&self.node, |_| Order::Unfollow(unfollow));
             debug!(run = %self.run, sent, "nobody follows the run any more");
         }
     }

@@ -2,7 +2,7 @@
 //! assignments, kept by one watch. The API reads etcd itself where the answer must be
 //! of this moment; the view serves synchronous commands and the leader's planning.
 
-use crate::digests::Digests;
+use crate::{digests::Digests, seal::Seal};
 use jiff::Timestamp;
 use meepo_coord::{
     Entry, Etcd, keys,
@@ -15,6 +15,7 @@ use meepo_core::{
     labels,
     node::{Facts, Health, NodeInfo, NodeRecord},
     placement::{At, Dirty, Fleet, Held},
+    signing::FIELD,
     tree::{Definition, TreePath},
 };
 use std::{
@@ -33,6 +34,7 @@ pub const DEFINITIONS: [&str; 2] = [keys::JOBS, keys::TREE_JOBS];
 pub struct View {
     data: Arc<RwLock<Data>>,
     version: Arc<cell::Sender<Version>>,
+    seal: Seal,
     /// Nodes that were seen to go, and when.
     gone: Arc<RwLock<BTreeMap<NodeId, Timestamp>>>,
 }
@@ -75,9 +77,11 @@ pub struct Data {
     /// Those of them under the oldest form of key, whose job stands in the value.
     oldest: BTreeMap<NodeId, Name>,
     /// The assignment read last: on many nodes a job's are the same, byte for byte.
-    last: Option<(Name, Vec<u8>, Read)>,
+    last: Option<(Name, Vec<u8>, Read, u32)>,
     /// What each node should hold, as its worker counts it in its heartbeats.
     pub digests: Digests,
+    /// By which definitions are believed and assignments signed.
+    seal: Seal,
 }
 
 /// An assignment: a master's, or one that was put by hand.
@@ -106,7 +110,12 @@ impl ByHand {
 impl Data {
     /// What `entries` say.
     pub fn from_entries<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Self {
-        let mut data = Self::default();
+        Self::sealed(entries, Seal::default())
+    }
+
+    /// The same, with definitions believed and assignments renewed as `seal` says.
+    fn sealed<'a>(entries: impl IntoIterator<Item = &'a Entry>, seal: Seal) -> Self {
+        let mut data = Self { seal, ..Self::default() };
         for entry in entries {
             data.put(entry);
         }
@@ -187,30 +196,33 @@ impl Data {
             // One that this version cannot read is perhaps of a newer one: what it has on
             // nodes is kept.
             let readable = read::<JobSpec>(entry).and_then(|_| read(entry));
-            let revision = entry.mod_revision;
-            let definition = readable.map(|fields| Definition { fields, revision });
-            self.fleet.set_definition(name, TreePath::ROOT, definition);
+            self.define(name, TreePath::ROOT, readable, entry);
         } else if let Some((name, path)) = keys::job_and_path(key) {
-            let revision = entry.mod_revision;
-            let definition = read(entry).map(|fields| Definition { fields, revision });
-            self.fleet.set_definition(name, path, definition);
+            self.define(name, path, read(entry), entry);
         } else if let Some(run) = keys::node_and_run(key, keys::RERUNS) {
             let Some(value) = read(entry) else { return };
             self.reruns.insert(run, At { value, revision: entry.mod_revision });
         } else if let Some((node, job)) = keys::node_and_job(key, keys::ASSIGNMENTS) {
-            let read = match self.last.take() {
+            let (read, renew_at) = match self.last.take() {
                 // Whether one put by hand is right depends on its key, too.
-                Some((of, bytes, read)) if bytes == entry.value && (read.is_ok() || of == job) => {
-                    read
+                Some((of, bytes, read, renew_at))
+                    if bytes == entry.value && (read.is_ok() || of == job) =>
+                {
+                    (read, renew_at)
                 }
                 _ => match decode::<Assignment>(&entry.value) {
-                    Ok(a) if a.spec_revision.is_some() => Ok(Arc::new(a)),
-                    _ => Err(Arc::new(ByHand::read(job.as_str(), &entry.value))),
+                    Ok(mut a) if a.spec_revision.is_some() => {
+                        // What a job is on its nodes is one thing, whoever signed it when.
+                        let signature = a.extra.remove(FIELD);
+                        (Ok(Arc::new(a)), self.seal.renew_at(signature.as_ref()))
+                    }
+                    _ => (Err(Arc::new(ByHand::read(job.as_str(), &entry.value))), 0),
                 },
             };
             self.set_by_hand(&node, &job, read.as_ref().err().cloned());
-            let value = read.as_ref().map_or(Held::Foreign, |a| Held::Ours(a.clone()));
-            self.last = Some((job.clone(), entry.value.clone(), read));
+            let ours = |a: &Arc<Assignment>| Held::Ours(a.clone(), renew_at);
+            let value = read.as_ref().map_or(Held::Foreign, ours);
+            self.last = Some((job.clone(), entry.value.clone(), read, renew_at));
             let revision = entry.mod_revision;
             self.fleet.set_assignment(node, job, At { value, revision });
         } else if let Some((node, "")) = keys::node_and_rest(key, keys::ASSIGNMENTS) {
@@ -220,6 +232,29 @@ impl Data {
             if let Some(job) = job {
                 self.set_by_hand(&node, &job, Some(Arc::new(by_hand)));
                 self.oldest.insert(node, job);
+            }
+        }
+    }
+
+    /// Takes a definition in, if a master has accepted it.
+    fn define(
+        &mut self,
+        job: Name,
+        path: TreePath,
+        fields: Option<serde_json::Map<String, serde_json::Value>>,
+        entry: &Entry,
+    ) {
+        let Some(mut fields) = fields else {
+            return self.fleet.set_definition(job, path, None);
+        };
+        match self.seal.open_definition(&entry.key, &mut fields) {
+            Ok(()) => {
+                let definition = Definition { fields, revision: entry.mod_revision };
+                self.fleet.set_definition(job, path, Some(definition));
+            }
+            Err(e) => {
+                warn!(key = entry.key, error = %e, "a definition is not believed, its job keeps what it has");
+                self.fleet.refuse_definition(job, path, e);
             }
         }
     }
@@ -239,8 +274,10 @@ impl Data {
             self.labels.remove(&id);
             self.refresh(&id);
         } else if let Some(name) = keys::last(key, keys::JOBS) {
+            self.seal.close_definition(key);
             self.fleet.remove_definition(&name, &TreePath::ROOT);
         } else if let Some((name, path)) = keys::job_and_path(key) {
+            self.seal.close_definition(key);
             self.fleet.remove_definition(&name, &path);
         } else if let Some(run) = keys::node_and_run(key, keys::RERUNS) {
             self.reruns.remove(&run);
@@ -301,8 +338,27 @@ fn read<T: serde::de::DeserializeOwned>(entry: &Entry) -> Option<T> {
 impl View {
     /// An empty view; [`View::keep`] fills it.
     pub fn new() -> Self {
+        Self::sealed(Seal::default())
+    }
+
+    /// … that believes definitions as `seal` says.
+    pub fn sealed(seal: Seal) -> Self {
         let version = Arc::new(cell::Sender::new(Version::default()));
-        Self { data: Arc::default(), version, gone: Arc::default() }
+        let data = Data { seal: seal.clone(), ..Data::default() };
+        Self { data: Arc::new(RwLock::new(data)), version, seal, gone: Arc::default() }
+    }
+
+    /// What this master signs and believes by.
+    pub fn seal(&self) -> &Seal {
+        &self.seal
+    }
+
+    /// Assignments that are to be written again by now, at most so many, after `after`.
+    pub fn due_again(&self, after: Option<&(Name, NodeId)>, most: usize) -> Vec<(Name, NodeId)> {
+        let now = u32::try_from(Timestamp::now().as_second()).unwrap_or(u32::MAX - 1);
+        let mut data = self.data.write().unwrap_or_else(PoisonError::into_inner);
+        data.fleet.set_clock(now);
+        data.fleet.due_again(after, most)
     }
 
     /// Follows etcd until `stop` is cancelled.
@@ -337,7 +393,8 @@ impl View {
         match batch {
             Batch::Reset { entries, revision } => {
                 // Read before anybody is kept waiting.
-                let mut data = Data::from_entries(&entries);
+                self.seal.close_definitions_but(&entries.iter().map(|e| e.key.as_str()).collect());
+                let mut data = Data::sealed(&entries, self.seal.clone());
                 // All is compared anew.
                 data.fleet.take_dirty();
                 data.fleet.mark(Dirty::all());

@@ -1,6 +1,7 @@
 //! What this master knows of tasks without asking etcd: kept by a watch, and by what it
 //! writes itself. It may lag; whoever writes compares revisions.
 
+use crate::seal::Seal;
 use meepo_coord::{
     Entry, Etcd, keys,
     records::decode,
@@ -11,16 +12,44 @@ use meepo_core::{
     placement::At,
     task::{Part, PartId, PartState, Task, TaskId, dispatch::Tasks},
 };
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
 use tokio::sync::{mpsc, watch as cell};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
+
+/// Tasks that are remembered as over.
+const REMEMBERED: usize = 100_000;
 
 /// The tasks that are not over, and those that are about to leave etcd. Cloning is cheap.
 #[derive(Clone)]
 pub struct Board {
     tasks: Arc<RwLock<Tasks>>,
     version: Arc<cell::Sender<Version>>,
+    seal: Seal,
+    over: Arc<Mutex<Over>>,
+}
+
+/// Tasks that have left etcd, so that they cannot be put back; the newest, in order.
+#[derive(Default)]
+struct Over {
+    ids: HashSet<TaskId>,
+    order: VecDeque<TaskId>,
+}
+
+impl Over {
+    fn add(&mut self, id: TaskId) {
+        if self.ids.insert(id) {
+            self.order.push_back(id);
+        }
+        while self.order.len() > REMEMBERED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.ids.remove(&oldest);
+        }
+    }
 }
 
 /// How new the board is.
@@ -35,7 +64,13 @@ pub struct Version {
 impl Board {
     /// An empty board; [`Board::keep`] fills it.
     pub fn new() -> Self {
-        Self { tasks: Arc::default(), version: Arc::new(cell::Sender::new(Version::default())) }
+        Self::sealed(Seal::default())
+    }
+
+    /// … that believes tasks as `seal` says.
+    pub fn sealed(seal: Seal) -> Self {
+        let version = Arc::new(cell::Sender::new(Version::default()));
+        Self { tasks: Arc::default(), version, seal, over: Arc::default() }
     }
 
     /// Follows etcd until `stop` is cancelled.
@@ -56,8 +91,11 @@ impl Board {
         match batch {
             Batch::Reset { entries, revision } => {
                 let mut tasks = Tasks::default();
-                entries.iter().for_each(|entry| put(&mut tasks, entry));
+                entries.iter().for_each(|entry| self.put(&mut tasks, entry));
                 let mut known = self.write();
+                for id in known.tasks.keys().filter(|id| !tasks.tasks.contains_key(id)) {
+                    self.close(*id);
+                }
                 // What this master has written since the list was made.
                 let parts = std::mem::take(&mut known.parts);
                 tasks.parts.extend(parts.into_iter().filter(|(_, p)| p.revision > revision));
@@ -67,13 +105,41 @@ impl Board {
                 let mut tasks = self.write();
                 for change in changes {
                     match change {
-                        Change::Put(entry) => put(&mut tasks, &entry),
-                        Change::Delete { key, revision } => delete(&mut tasks, &key, revision),
+                        Change::Put(entry) => self.put(&mut tasks, &entry),
+                        Change::Delete { key, revision } => {
+                            if let Some(id) = keys::task_of(&key) {
+                                self.close(id);
+                            }
+                            delete(&mut tasks, &key, revision);
+                        }
                     }
                 }
             }
         }
         self.changed(true);
+    }
+
+    /// Takes a value in. A task that no master has accepted, or that was over, is given to
+    /// nobody.
+    fn put(&self, tasks: &mut Tasks, entry: &Entry) {
+        put(tasks, entry);
+        let Some(id) = keys::task_of(&entry.key).filter(|_| self.seal.is_on()) else { return };
+        let Some(task) = tasks.tasks.get(&id) else { return };
+        let over = self.over.lock().unwrap_or_else(PoisonError::into_inner).ids.contains(&id);
+        let why = match self.seal.check_task(&task.value) {
+            Err(e) => e.to_string(),
+            Ok(()) if over => "it was over before; this value was put back".to_owned(),
+            Ok(()) => return,
+        };
+        warn!(key = entry.key, why, "a task is not believed and not begun");
+        tasks.opaque.insert(id);
+    }
+
+    /// A task is not to be put back.
+    fn close(&self, id: TaskId) {
+        if self.seal.is_on() {
+            self.over.lock().unwrap_or_else(PoisonError::into_inner).add(id);
+        }
     }
 
     /// Takes over what this master has written itself: its next plan must not repeat it.

@@ -92,7 +92,7 @@ pub async fn run(leader: Leader, stop: CancellationToken) -> anyhow::Result<()> 
                     again = [due, gone_at, retry].into_iter().flatten().min();
                     let mut effects = planned.effects;
                     effects.retain(|e| !refused.contains_key(&e.id));
-                    let groups = groups(effects);
+                    let groups = groups(effects, (view.seal(), term));
                     if !groups.is_empty() {
                         let outcome = perform(&etcd, &board, term, groups, &metrics).await;
                         for id in &outcome.refused {

@@ -1,5 +1,6 @@
 //! Writes of parts and their orders as transactions of etcd.
 
+use crate::seal::Seal;
 use etcd_client::{Compare, CompareOp, Txn, TxnOp};
 use meepo_coord::{etcd::MAX_TXN_BYTES, keys, records::encode};
 use meepo_core::task::{
@@ -12,7 +13,12 @@ use std::collections::BTreeMap;
 const GROUP: usize = 60;
 
 /// The operations that write a part and change its order with it, and their bytes.
-fn part_write(id: PartId, part: &Part, order: &OrderChange) -> (Vec<TxnOp>, usize) {
+fn part_write(
+    id: PartId,
+    part: &Part,
+    order: &OrderChange,
+    (seal, term): (&Seal, i64),
+) -> (Vec<TxnOp>, usize) {
     let mut bytes = 0;
     let mut put = |key: String, value: Vec<u8>| {
         bytes += key.len() + value.len();
@@ -22,7 +28,7 @@ fn part_write(id: PartId, part: &Part, order: &OrderChange) -> (Vec<TxnOp>, usiz
     match order {
         OrderChange::None => {}
         OrderChange::Put(node, order) => {
-            operations.push(put(keys::order(node, id), encode(order)));
+            operations.push(put(keys::order(node, id), seal.order(term, node, id, order)));
         }
         OrderChange::Delete(node) => operations.push(TxnOp::delete(keys::order(node, id), None)),
     }
@@ -35,10 +41,16 @@ pub(crate) fn unchanged(id: PartId, expect: i64) -> Compare {
 }
 
 /// A transaction of one part alone, for any master.
-pub(crate) fn transaction(id: PartId, expect: i64, part: &Part, order: &OrderChange) -> Txn {
+pub(crate) fn transaction(
+    id: PartId,
+    expect: i64,
+    part: &Part,
+    order: &OrderChange,
+    by: (&Seal, i64),
+) -> Txn {
     // A part must not outlive its task.
     let there = Compare::create_revision(keys::task(id.task), CompareOp::Greater, 0);
-    Txn::new().when([unchanged(id, expect), there]).and_then(part_write(id, part, order).0)
+    Txn::new().when([unchanged(id, expect), there]).and_then(part_write(id, part, order, by).0)
 }
 
 /// A part to write, as the plan has it.
@@ -63,11 +75,11 @@ pub(super) fn leaders(term: i64, writes: &[Write]) -> Txn {
 
 /// Cuts the writes of a plan into groups that etcd takes: measured as they are sent, since
 /// escaped text may take six times its length. One that is large goes alone.
-pub(super) fn groups(effects: Vec<Effect>) -> Vec<Vec<Write>> {
+pub(super) fn groups(effects: Vec<Effect>, by: (&Seal, i64)) -> Vec<Vec<Write>> {
     let mut groups = Vec::new();
     let (mut group, mut bytes) = (Vec::new(), 0);
     for Effect { id, expect, task, part, order } in effects {
-        let (operations, more) = part_write(id, &part, &order);
+        let (operations, more) = part_write(id, &part, &order, by);
         if !group.is_empty() && (group.len() >= GROUP || bytes + more > MAX_TXN_BYTES) {
             groups.push(std::mem::take(&mut group));
             bytes = 0;
@@ -114,7 +126,7 @@ mod tests {
         };
         let workers = [(node.id.clone(), Worker { node, slots: 1000, load: 0.0 })].into();
         let fleet = Fleet { workers, ..Fleet::default() };
-        let groups = groups(plan(&tasks, &fleet, now).effects);
+        let groups = groups(plan(&tasks, &fleet, now).effects, (&Seal::default(), 1));
         let measure = |group: Vec<Write>| {
             let bytes = group.iter().map(|w| {
                 let part = encode(&w.part).len();

@@ -38,7 +38,7 @@ pub(super) fn choose(
 ) {
     let matching = meant(on, nodes, waiting);
     let has = |id: &NodeId| {
-        held.and_then(|h| h.get(id)).is_some_and(|at| matches!(at.value, Held::Ours(_)))
+        held.and_then(|h| h.get(id)).is_some_and(|at| matches!(at.value, Held::Ours(..)))
     };
     let want = |a: &Arc<_>| (Arc::clone(a), on.made_from.clone());
     match on.spec.placement {

@@ -116,7 +116,7 @@ impl Fleet {
 
     fn touch(&self, name: &Name, id: &NodeId, waiting: &Waiting) -> Touch {
         let held = self.held.get(name).and_then(|h| h.get(id));
-        let write = |want| agree(name, id, held, want).map_or(Touch::Nothing, Touch::Write);
+        let write = |want| agree(name, id, held, want, self.clock).map_or(Touch::Nothing, Touch::Write);
         let Some(job) = self.jobs.get(name) else { return write(None) };
         if job.is_opaque() {
             return Touch::Nothing;
@@ -154,7 +154,7 @@ impl Fleet {
             if !std::ptr::eq(&**decides, on) {
                 continue;
             }
-            let ours = matches!(at.value, Held::Ours(_));
+            let ours = matches!(at.value, Held::Ours(..));
             if !ours || !takes(node, waiting) || !on.target.matches(node) {
                 return false;
             }

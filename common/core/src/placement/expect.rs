@@ -26,7 +26,7 @@ impl Fleet {
     /// What a node has of a job, unless somebody put it there by hand.
     fn assigned(&self, job: &Name, node: &NodeId) -> Option<&Assignment> {
         match &self.held.get(job)?.get(node)?.value {
-            Held::Ours(assignment) => Some(assignment),
+            Held::Ours(assignment, _) => Some(assignment),
             Held::Foreign => None,
         }
     }

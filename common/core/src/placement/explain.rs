@@ -48,8 +48,13 @@ impl Fleet {
         }
         let job = self.jobs.get(name);
         if job.is_some_and(Job::is_opaque) {
-            let text = "a definition of the job cannot be read: nodes keep what they have";
-            return (None, held.is_some(), Reason::Unreadable, text.into());
+            let text = match job.and_then(Job::refused) {
+                Some((path, why)) => format!(
+                    "the definition at {path} is not believed ({why}): nodes keep what they have"
+                ),
+                None => "a definition of the job cannot be read: nodes keep what they have".into(),
+            };
+            return (None, held.is_some(), Reason::Unreadable, text);
         }
         let Some((path, variant)) = job.and_then(|j| j.variant(node)) else {
             let place = node.labels.get(LABEL).map_or_else(

@@ -26,6 +26,8 @@ pub struct Fleet {
     pub(super) jobs: BTreeMap<Name, Job>,
     pub(super) held: BTreeMap<Name, BTreeMap<NodeId, At<Held>>>,
     pub(super) dirty: Dirty,
+    /// The time, in seconds since 1970, as far as it was told.
+    pub(super) clock: u32,
 }
 
 /// What a job is now, at the place of a definition.
@@ -48,8 +50,9 @@ pub enum Standing<'a> {
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) definitions: Definitions,
-    /// Paths whose definitions this version cannot read: the job keeps what it has.
-    opaque: BTreeSet<TreePath>,
+    /// Paths whose definitions this version cannot read or does not believe, and then why:
+    /// the job keeps what it has.
+    opaque: BTreeMap<TreePath, Option<Invalid>>,
     pub(super) variants: BTreeMap<TreePath, Variant>,
 }
 
@@ -104,7 +107,7 @@ impl Variant {
 }
 
 impl Job {
-    fn new(definitions: Definitions, opaque: BTreeSet<TreePath>) -> Self {
+    fn new(definitions: Definitions, opaque: BTreeMap<TreePath, Option<Invalid>>) -> Self {
         let variant = |path: &TreePath| Variant::new(path, definitions.resolve(path));
         let variants = definitions.0.keys().map(|p| (p.clone(), variant(p))).collect();
         Self { definitions, opaque, variants }
@@ -118,6 +121,11 @@ impl Job {
 
     pub(super) fn is_opaque(&self) -> bool {
         !self.opaque.is_empty()
+    }
+
+    /// Why the first of its definitions that is not believed is not.
+    pub(super) fn refused(&self) -> Option<(&TreePath, &Invalid)> {
+        self.opaque.iter().find_map(|(path, why)| Some((path, why.as_ref()?)))
     }
 }
 
@@ -154,9 +162,18 @@ impl Fleet {
             }
             None => {
                 definitions.0.remove(&path);
-                opaque.insert(path);
+                opaque.insert(path, None);
             }
         }
+        self.jobs.insert(job.clone(), Job::new(definitions, opaque));
+        self.dirty.jobs.insert(job);
+    }
+
+    /// The definition of a job at a path is not to be believed, and the job keeps what it has.
+    pub fn refuse_definition(&mut self, job: Name, path: TreePath, why: Invalid) {
+        let (mut definitions, mut opaque) = self.take_job(&job);
+        definitions.0.remove(&path);
+        opaque.insert(path, Some(why));
         self.jobs.insert(job.clone(), Job::new(definitions, opaque));
         self.dirty.jobs.insert(job);
     }
@@ -172,21 +189,21 @@ impl Fleet {
         self.dirty.jobs.insert(job.clone());
     }
 
-    fn take_job(&mut self, job: &Name) -> (Definitions, BTreeSet<TreePath>) {
+    fn take_job(&mut self, job: &Name) -> (Definitions, BTreeMap<TreePath, Option<Invalid>>) {
         self.jobs.remove(job).map(|j| (j.definitions, j.opaque)).unwrap_or_default()
     }
 
     /// An assignment is there or has changed. Equal ones of a job are kept once.
     pub fn set_assignment(&mut self, node: NodeId, job: Name, mut at: At<Held>) {
         let nodes = self.held.entry(job.clone()).or_default();
-        if let Held::Ours(new) = &mut at.value {
+        if let Held::Ours(new, _) = &mut at.value {
             let wanted = self.jobs.get(&job).into_iter().flat_map(|j| j.variants.values());
             let wanted = wanted.filter_map(|v| match v {
                 Variant::On(on) => Some(&on.assignment),
                 _ => None,
             });
             let there = nodes.values().next().and_then(|at| match &at.value {
-                Held::Ours(there) => Some(there),
+                Held::Ours(there, _) => Some(there),
                 Held::Foreign => None,
             });
             if let Some(equal) = wanted.chain(there).find(|a| *a == new) {
@@ -240,13 +257,16 @@ impl Fleet {
         self.jobs.get(job).map(|j| &j.definitions)
     }
 
-    /// Paths at which the definitions of a job do not make one, and why.
+    /// Paths at which the definitions of a job do not make one or are not believed, and why.
     pub fn problems(&self, job: &Name) -> impl Iterator<Item = (&TreePath, &Invalid)> {
-        let variants = self.jobs.get(job).into_iter().flat_map(|j| &j.variants);
-        variants.filter_map(|(path, variant)| match variant {
+        let job = self.jobs.get(job);
+        let variants = job.into_iter().flat_map(|j| &j.variants);
+        let broken = variants.filter_map(|(path, variant)| match variant {
             Variant::Broken(e) => Some((path, e)),
             _ => None,
-        })
+        });
+        let refused = job.into_iter().flat_map(|j| &j.opaque);
+        broken.chain(refused.filter_map(|(path, why)| Some((path, why.as_ref()?))))
     }
 
     /// What has become of the definition that a run was made from.
@@ -278,6 +298,36 @@ impl Fleet {
         // The lost one itself, should it be back, rather than nobody.
         let next = there.clone().find(|id| *id != lost).or_else(|| there.next())?;
         Some((next.clone(), (**assignment).clone()))
+    }
+
+    /// What time it is, in seconds since 1970: assignments are written again whose time has
+    /// come.
+    pub fn set_clock(&mut self, seconds: u32) {
+        self.clock = seconds;
+    }
+
+    /// Assignments whose time to be written again has come, at most so many, those after
+    /// `after` in the order of jobs and nodes.
+    pub fn due_again(&self, after: Option<&(Name, NodeId)>, most: usize) -> Vec<(Name, NodeId)> {
+        let from = after.map_or(Bound::Unbounded, |(job, _)| Bound::Included(job));
+        let mut due = Vec::new();
+        for (job, nodes) in self.held.range::<Name, _>((from, Bound::Unbounded)) {
+            // Nothing is written for it.
+            if self.jobs.get(job).is_none_or(Job::is_opaque) {
+                continue;
+            }
+            let seen = after.filter(|(of, _)| of == job).map(|(_, node)| node);
+            let from = seen.map_or(Bound::Unbounded, Bound::Excluded);
+            for (node, at) in nodes.range::<NodeId, _>((from, Bound::Unbounded)) {
+                if matches!(at.value, Held::Ours(_, renew_at) if renew_at <= self.clock) {
+                    due.push((job.clone(), node.clone()));
+                    if due.len() >= most {
+                        return due;
+                    }
+                }
+            }
+        }
+        due
     }
 
     /// The nodes that hold a job.
@@ -336,11 +386,11 @@ impl Fleet {
         let held = self.held.get(name).unwrap_or(&nothing);
         for (node, at) in held {
             if !desired.put.contains_key(node) && !desired.keep.contains(node) {
-                effects.extend(agree(name, node, Some(at), None));
+                effects.extend(agree(name, node, Some(at), None, self.clock));
             }
         }
         for (node, want) in &desired.put {
-            effects.extend(agree(name, node, held.get(node), Some(want)));
+            effects.extend(agree(name, node, held.get(node), Some(want), self.clock));
         }
         effects
     }
@@ -362,13 +412,18 @@ pub(super) fn agree(
     node: &NodeId,
     held: Option<&At<Held>>,
     want: Option<&Want>,
+    clock: u32,
 ) -> Option<Effect> {
     let expect = held.map_or(0, |at| at.revision);
     let (node, job) = (node.clone(), job.clone());
     match (held.map(|at| &at.value), want) {
         (Some(Held::Foreign), _) | (None, None) => None,
-        (Some(Held::Ours(_)), None) => Some(Effect::Delete { node, job, expect }),
-        (Some(Held::Ours(there)), Some((a, _))) if Arc::ptr_eq(there, a) || there == a => None,
+        (Some(Held::Ours(..)), None) => Some(Effect::Delete { node, job, expect }),
+        (Some(Held::Ours(there, renew_at)), Some((a, _)))
+            if *renew_at > clock && (Arc::ptr_eq(there, a) || there == a) =>
+        {
+            None
+        }
         (_, Some((assignment, made_from))) => {
             let (assignment, made_from) = (assignment.clone(), made_from.clone());
             Some(Effect::Put { node, job, assignment, made_from, expect })

@@ -44,8 +44,9 @@ pub struct At<T> {
 /// What stands at an assignment's key, as far as placement cares.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Held {
-    /// Written by a master (it has a `spec_revision`). Shared between nodes where equal.
-    Ours(Arc<Assignment>),
+    /// Written by a master (it has a `spec_revision`). Shared between nodes where equal. It is
+    /// to be written again from that time on, in seconds since 1970, as its signature runs out.
+    Ours(Arc<Assignment>, u32),
     /// Put by hand, or not readable. Hands off.
     Foreign,
 }

@@ -47,7 +47,11 @@ pub(super) fn perform(f: &mut Fleet, effects: Vec<Effect>) {
                 assert_eq!(there(f, &node, &job), expect);
                 // As it comes back by the watch.
                 let read = Arc::new((*assignment).clone());
-                f.set_assignment(node, job, At { value: Held::Ours(read), revision: expect + 1 });
+                f.set_assignment(
+                    node,
+                    job,
+                    At { value: Held::Ours(read, u32::MAX), revision: expect + 1 },
+                );
             }
             Effect::Delete { node, job, expect } => {
                 assert_eq!(there(f, &node, &job), expect);
@@ -102,7 +106,7 @@ fn once_has_standbys_and_leaves_dead_nodes() {
     let mut f = fleet(&["n1", "n2", "n3", "n4", "n5"], &[job("a", "once")]);
     assert_eq!(apply(&mut f), ONCE_HOLDERS);
     let order = |f: &Fleet| match &f.holders(&name("a")).next().unwrap().1.value {
-        Held::Ours(a) => a.once.clone(),
+        Held::Ours(a, _) => a.once.clone(),
         Held::Foreign => unreachable!(),
     };
     let first = order(&f)[0].clone();
@@ -220,7 +224,7 @@ fn definitions_in_the_tree_decide_below_their_path() {
     let held: BTreeMap<String, (String, String, i64)> = f
         .holders(&name("a"))
         .map(|(n, at)| match &at.value {
-            Held::Ours(a) => {
+            Held::Ours(a, _) => {
                 let what = (a.cmd.clone(), a.tree.to_string(), a.spec_revision.unwrap());
                 (n.to_string(), what)
             }
@@ -244,6 +248,52 @@ fn equal_assignments_are_kept_once() {
     let mut f = fleet(&["n1", "n2"], &[job("a", "each")]);
     apply(&mut f);
     let held: Vec<_> = f.holders(&name("a")).map(|(_, at)| at.value.clone()).collect();
-    let [Held::Ours(a), Held::Ours(b)] = &held[..] else { panic!("{held:?}") };
+    let [Held::Ours(a, _), Held::Ours(b, _)] = &held[..] else { panic!("{held:?}") };
     assert!(Arc::ptr_eq(a, b));
+}
+
+#[test]
+fn what_is_due_is_written_again_and_nothing_else_is() {
+    let mut f = fleet(&["n1", "n2"], &[job("a", "each"), job("b", "each")]);
+    apply(&mut f);
+    let held = |f: &Fleet, job: &str, node: &str| {
+        f.holders(&name(job)).find(|(n, _)| n.as_str() == node).map(|(_, at)| at.clone()).unwrap()
+    };
+    for (job, node, renew_at) in [("a", "n1", 100), ("a", "n2", 50), ("b", "n2", 100)] {
+        let At { value: Held::Ours(assignment, _), revision } = held(&f, job, node) else {
+            panic!()
+        };
+        let value = Held::Ours(assignment, renew_at);
+        f.set_assignment(name(node), name(job), At { value, revision });
+    }
+    f.take_dirty();
+    let pairs = |f: &Fleet| f.due_again(None, 9);
+    assert!(pairs(&f).is_empty());
+    f.set_clock(99);
+    assert_eq!(pairs(&f), [(name("a"), name("n2"))]);
+    f.set_clock(100);
+    let all = [("a", "n1"), ("a", "n2"), ("b", "n2")].map(|(j, n)| (name(j), name(n)));
+    assert_eq!(pairs(&f), all);
+    // Step by step.
+    assert_eq!(f.due_again(Some(&all[0]), 1), all[1..2]);
+    assert_eq!(f.due_again(Some(&all[1]), 9), all[2..]);
+    let dirty = Dirty { pairs: pairs(&f).into_iter().collect(), ..Dirty::default() };
+    let (jobs, writes) = f.narrow(&dirty, &Waiting::new());
+    assert_eq!((jobs.len(), writes.len()), (0, 3));
+    assert!(writes.iter().all(|e| matches!(e, Effect::Put { .. })));
+    let whole: Vec<_> =
+        [name("a"), name("b")].iter().flat_map(|job| f.plan_job(job, &Waiting::new())).collect();
+    assert_eq!(whole.len(), 3, "planning everything comes to the same");
+}
+
+#[test]
+fn a_definition_that_is_not_believed_changes_nothing_and_says_why() {
+    let mut f = fleet(&["n1"], &[job("a", "each")]);
+    apply(&mut f);
+    let why = crate::error::Invalid::from(crate::signing::Refusal::Unsigned);
+    f.refuse_definition(name("a"), TreePath::ROOT, why);
+    assert!(f.plan_job(&name("a"), &Waiting::new()).is_empty(), "nodes keep what they have");
+    assert_eq!(f.problems(&name("a")).count(), 1);
+    let told = f.explain(&name("a"), [&name("n1")]);
+    assert!(told[0].text.contains("not believed") && told[0].text.contains("missing"));
 }

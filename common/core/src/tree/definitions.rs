@@ -6,6 +6,7 @@ use crate::{
     error::Invalid,
     input::{from_value, unknown_field},
     job::JobSpec,
+    signing::FIELD,
 };
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -62,7 +63,7 @@ impl Definitions {
         for (path, definition) in chain {
             made_from.push((path.clone(), definition.revision));
             for (field, value) in &definition.fields {
-                if field == "tree" {
+                if field == "tree" || field == FIELD {
                     continue;
                 }
                 origins.insert(field.clone(), path.clone());
