@@ -19,6 +19,15 @@ pub struct Outcome {
     pub state: &'static str,
 }
 
+/// Labels of a refused signature.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Refused {
+    /// What was signed.
+    pub kind: &'static str,
+    /// Why it is not believed.
+    pub reason: &'static str,
+}
+
 meepo_runtime::metrics! {
     /// What the worker counts.
     pub Metrics, "meepo_worker";
@@ -54,6 +63,8 @@ meepo_runtime::metrics! {
     lag_max: Real = "schedule_lag_max_seconds", "The largest such lag of the last minute";
     looked_age: Real = "schedule_idle_seconds", "Time since the scheduler last looked at what is due";
     orders_refused: Counter = "orders_refused", "Orders of a master that had been replaced, not carried out";
+    signatures_refused: Family<Refused, Counter> = "signatures_refused", "Values in etcd and orders not believed, by kind and reason";
+    commands_denied: Counter = "commands_denied", "Runs that the lists of this node do not allow";
     follows: Counter = "follows", "Streams of output begun to the leading master";
     follow_streams: Gauge = "follow_streams", "Streams of output to the leading master now: one for each followed run";
     session: Gauge = "session_up", "1 while the session stream to the leading master is up";
@@ -68,6 +79,11 @@ impl Metrics {
     /// Counts the end of a run.
     pub fn ended(&self, state: RunState) {
         self.runs.get_or_create(&Outcome { state: state.as_str() }).inc();
+    }
+
+    /// Counts something that is not believed.
+    pub fn refused_signature(&self, kind: &'static str, reason: &'static str) {
+        self.signatures_refused.get_or_create(&Refused { kind, reason }).inc();
     }
 
     /// Where calls to etcd are counted.

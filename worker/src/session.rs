@@ -22,6 +22,7 @@ use meepo_core::{
     id::RunId,
     job::Assignment,
     run::{Cause, OutputChunk, RunRecord, RunState, Stream},
+    signing::{Covered, Kind},
 };
 use meepo_proto::internal::{
     self as pb, master_frame::Frame as Order, worker_frame::Frame as Answer,
@@ -203,13 +204,31 @@ impl Session {
                 }
             }
             Order::Kill(kill) => {
-                if let Ok(run_id) = kill.run_id.parse()
-                    && !self.engine.registry.kill(run_id, KillReason::Requested)
-                {
-                    unknown(run_id, out.clone());
+                if let Ok(run_id) = kill.run_id.parse() {
+                    self.kill(run_id, kill.signature.into(), out.clone());
                 }
             }
         }
+    }
+
+    /// Ends a run, if a master has asked for that.
+    fn kill(&self, run_id: RunId, signature: Vec<u8>, out: Out) {
+        let engine = self.engine.clone();
+        if !engine.trust.is_strict() {
+            // In the order of the stream.
+            if !engine.registry.kill(run_id, KillReason::Requested) {
+                unknown(run_id, out);
+            }
+            return;
+        }
+        tokio::spawn(async move {
+            let (key, value) = (format!("kill/{run_id}"), || serde_json::json!({"run_id": run_id}));
+            match engine.trust.admit_frame(Kind::Kill, &key, &signature, value).await {
+                Ok(()) if engine.registry.kill(run_id, KillReason::Requested) => {}
+                Ok(()) => unknown(run_id, out),
+                Err(e) => warn!(%run_id, error = %e, "a request to end a run is not believed"),
+            }
+        });
     }
 
     /// Starts a synchronous command and follows it.
@@ -243,6 +262,21 @@ impl Session {
         };
         let (follower, follows, out) = (self.follower(run_id), self.follows.clone(), out.clone());
         tokio::spawn(async move {
+            let a = plan.assignment.clone();
+            let (key, value) = (
+                format!("exec/{run_id}"),
+                || serde_json::json!({"run_id": run_id, "assignment": a.covered()}),
+            );
+            if let Err(e) = engine.trust.admit_frame(Kind::Exec, &key, &exec.signature, value).await
+            {
+                let (code, why) = (Code::UNTRUSTED, e.to_string());
+                engine.trust.note(code, Some(&"a synchronous command"), &why);
+                let record = plan.not_run(&engine.node, RunState::Failed, code, Some(why));
+                engine.settle(std::slice::from_ref(&record), None).await;
+                follows.lock().unwrap_or_else(PoisonError::into_inner).remove(&run_id);
+                send(&out, ended(&record, 0)).await;
+                return;
+            }
             let begun = engine.begin(&plan).await;
             let stage = engine.registry.watch(run_id);
             let run = engine.execute(plan, begun, None, |_| None);

@@ -8,12 +8,14 @@ use crate::{engine::Plan, process::KillReason};
 use jiff::Timestamp;
 use meepo_coord::{
     Entry, keys,
-    records::{TriggerRecord, decode},
+    records::{KillRecord, TriggerRecord, decode},
 };
 use meepo_core::{
     code::Code,
+    error::Invalid,
     id::RunId,
     run::{Cause, RunState},
+    signing::{Covered, Kind, Refusal},
 };
 use std::{
     collections::VecDeque,
@@ -28,7 +30,9 @@ impl Agent {
         let node = self.engine.node.clone();
         let own = |prefix: &str| entry.key.strip_prefix(prefix).map(str::parse::<RunId>);
         if let Some(run_id) = own(&keys::kills_of(&node)) {
+            let believed = self.believed(Kind::Kill, &entry, decode::<KillRecord>).await;
             let ended = match run_id {
+                Ok(_) if !believed => false,
                 Ok(run_id) => {
                     let known = self.engine.registry.kill(run_id, KillReason::Requested)
                         || self.kill_waiting(run_id).await;
@@ -44,6 +48,9 @@ impl Agent {
         } else if let Some(run_id) = own(&keys::triggers_of(&node)) {
             match (run_id, decode::<TriggerRecord>(&entry.value)) {
                 (Ok(run_id), Ok(trigger)) => {
+                    if let Err(e) = self.admitted(&entry.key, run_id, &trigger).await {
+                        return self.turn_away(run_id, trigger, entry.key, &e);
+                    }
                     let revision = entry.mod_revision;
                     self.triggered(run_id, trigger, entry.key, revision).await;
                 }
@@ -51,6 +58,61 @@ impl Agent {
                     warn!(key = entry.key, error = %e, "unreadable request dropped");
                     self.engine.delete_key(entry.key);
                 }
+            }
+        }
+    }
+
+    /// Whether a master has asked for a run. One that is known already was looked at.
+    async fn admitted(
+        &self,
+        key: &str,
+        run_id: RunId,
+        trigger: &TriggerRecord,
+    ) -> Result<(), Refusal> {
+        let known = self.overlap.knows(&trigger.job, run_id) || self.waits.knows(run_id);
+        if known || self.hold.knows(run_id) {
+            return Ok(());
+        }
+        let trust = &self.engine.trust;
+        trust.admit(Kind::Trigger, key, &trigger.extra, || trigger.covered()).await
+    }
+
+    /// Records a request that is not believed.
+    fn turn_away(&self, run_id: RunId, trigger: TriggerRecord, key: String, why: &Refusal) {
+        let plan = Plan {
+            run_id,
+            job: Some(trigger.job),
+            assignment: Arc::new(trigger.assignment),
+            slot: trigger.requested_at,
+            attempt: 1,
+            cause: Cause::Trigger,
+            fence: None,
+            permit: None,
+        };
+        let why = why.to_string();
+        self.engine.trust.note(Code::UNTRUSTED, plan.job.as_ref(), &why);
+        let (state, code) = (RunState::Failed, Code::UNTRUSTED);
+        self.engine.turn_down(plan.not_run(&self.engine.node, state, code, Some(why)), key);
+    }
+
+    /// Whether a request that is no run is believed; one that is not is logged.
+    async fn believed<T: Covered>(
+        &self,
+        kind: Kind,
+        entry: &Entry,
+        read: impl FnOnce(&[u8]) -> Result<T, Invalid>,
+    ) -> bool {
+        if !self.engine.trust.is_strict() {
+            return true;
+        }
+        let read = read(&entry.value).ok();
+        let extra = serde_json::from_slice(&entry.value).unwrap_or_default();
+        let covered = || read.map(|r| r.covered()).unwrap_or_default();
+        match self.engine.trust.admit(kind, &entry.key, &extra, covered).await {
+            Ok(()) => true,
+            Err(e) => {
+                warn!(key = entry.key, error = %e, "a request is not believed");
+                false
             }
         }
     }

@@ -10,7 +10,13 @@ use meepo_coord::{
     Entry, keys,
     watch::{Batch, Change},
 };
-use meepo_core::{code::Code, error::Invalid, id::Name, job::Assignment};
+use meepo_core::{
+    code::Code,
+    error::Invalid,
+    id::Name,
+    job::Assignment,
+    signing::{Covered, Kind},
+};
 use std::collections::HashSet;
 use tracing::{debug, warn};
 
@@ -84,6 +90,10 @@ impl Agent {
     async fn reset(&mut self, entries: Vec<Entry>, now: Timestamp) {
         let assignments = keys::assignments_of(&self.engine.node);
         self.unload_others(&entries).await;
+        if self.engine.trust.is_strict() {
+            let there = entries.iter().map(|e| e.key.clone()).collect();
+            self.engine.trust.withdraw_others(&assignments, &there).await;
+        }
         let mut changed = Vec::new();
         let mut asked = Vec::new();
         // Each entry is let go as soon as it is taken in: there may be a million.
@@ -159,10 +169,14 @@ impl Agent {
             }
             Change::Put(entry) => self.asked(entry).await,
             Change::Delete { key, .. } if key.starts_with(&assignments) => {
+                self.engine.trust.withdraw(&key).await;
                 self.unload(&key).await;
                 self.keep_no_more(key).await;
             }
-            Change::Delete { key, .. } => self.asked_no_more(&key).await,
+            Change::Delete { key, .. } => {
+                self.engine.trust.withdraw(&key).await;
+                self.asked_no_more(&key).await;
+            }
         }
     }
 
@@ -190,7 +204,17 @@ impl Agent {
             );
             return self.refuse(&entry, &e).await;
         }
+        let a = &read.assignment;
+        let admitted = self.engine.trust.admit(Kind::Assignment, &entry.key, &a.extra, || a.covered());
+        if let Err(e) = admitted.await {
+            return self.refuse(&entry, &e.into()).await;
+        }
         self.table.refuse_no_more(&entry.key);
+        match self.engine.trust.permits(&read.assignment) {
+            Ok(()) => drop(self.table.barred.remove(&entry.key)),
+            // It stays, so that its runs are recorded as refused.
+            Err(why) => drop(self.table.barred.insert(entry.key.clone(), why)),
+        }
         self.take_in(read, entry.value, now, before).await;
         true
     }
@@ -283,6 +307,7 @@ impl Agent {
     }
 
     pub(super) async fn unload(&mut self, key: &str) {
+        self.table.barred.remove(key);
         self.table.refuse_no_more(key);
         if let Some(id) = self.table.at_key(&self.engine.node, key) {
             debug!(job = %id, "job unloaded");

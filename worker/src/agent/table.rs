@@ -171,6 +171,8 @@ pub(super) struct Table {
     digest: Digest,
     /// Claims in the future, which keep jobs that run once from running, by key.
     pub(super) ahead: BTreeMap<String, String>,
+    /// Jobs that are held and that the lists of this node do not let run, by key.
+    pub(super) barred: BTreeMap<String, String>,
 }
 
 impl Table {

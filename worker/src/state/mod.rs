@@ -10,12 +10,14 @@
 //! | `dropped` | bytes of output that were given up, of runs whose last record is in `spooled` or yet to come |
 //! | `tallies` | what has happened to the runs of each job, for notifications |
 //! | `snapshot` | the last known assignments, for a start without etcd |
+//! | `accepted` | the newest signature of each key that was accepted |
 //!
 //! The handle [`State`] sends operations to the thread over a bounded queue. The thread
 //! applies everything that waits in one transaction and answers when it is flushed to
 //! disk, so many callers share one flush. An operation that failed has left nothing
 //! behind; operations take effect in the order in which they were sent.
 
+mod accepted;
 mod cursor;
 mod disk;
 mod engine;

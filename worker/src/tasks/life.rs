@@ -11,9 +11,11 @@ use crate::{
     registry::Stage,
 };
 use jiff::Timestamp;
+use meepo_coord::keys;
 use meepo_core::{
     code::Code,
-    run::{Cause, RunRecord},
+    run::{Cause, RunRecord, RunState},
+    signing::{Covered, Kind, Refusal},
     task::{PartId, record::Outcome},
 };
 use std::{convert::Infallible, sync::Arc, time::Duration};
@@ -71,6 +73,9 @@ impl Life {
             let outcome = Outcome::new(Code::LOST, Some(why.to_owned()), Timestamp::now());
             return end(&self.engine, self.id, first, outcome, &self.stop).await;
         }
+        if let Err(e) = self.admitted(&first).await {
+            return self.turn_away(first, &e).await;
+        }
         let slot = tokio::select! {
             slot = slots.acquire_owned() => slot,
             () = self.intake.cancelled() => return self.give_back(Back::Closed).await,
@@ -91,15 +96,32 @@ impl Life {
         }
     }
 
-    /// Runs the part, which is marked as begun, to its end.
-    async fn run(mut self, held: Held) {
+    /// Whether a master has given this node the part.
+    async fn admitted(&self, held: &Held) -> Result<(), Refusal> {
+        let key = keys::order(&self.engine.node, self.id);
         let order = &held.order;
-        let part = self.id;
+        self.engine.trust.admit(Kind::Order, &key, &order.extra, || order.covered()).await
+    }
+
+    /// Records an order that is not believed, and ends the part.
+    async fn turn_away(self, held: Held, why: &Refusal) {
+        let why = why.to_string();
+        let plan = self.plan(&held);
+        self.engine.trust.note(Code::UNTRUSTED, plan.job.as_ref(), &why);
+        let message = Some(why.clone());
+        let record = plan.not_run(&self.engine.node, RunState::Failed, Code::UNTRUSTED, message);
+        self.engine.settle(&[record], None).await;
+        let outcome = Outcome::new(Code::UNTRUSTED, Some(why), Timestamp::now());
+        end(&self.engine, self.id, held, outcome, &self.stop).await;
+    }
+
+    fn plan(&self, held: &Held) -> Plan {
+        let order = &held.order;
         let mut assignment = order.command.assignment();
         assignment.set_traceparent(order.traceparent().map(str::to_owned));
-        let plan = Plan {
+        Plan {
             run_id: order.run_id,
-            job: Some(part.name()),
+            job: Some(self.id.name()),
             assignment: Arc::new(assignment),
             slot: order.submitted_at,
             attempt: order.part.attempt,
@@ -107,7 +129,13 @@ impl Life {
             // What others may be given is ended when this node has lost its lease.
             fence: order.queued.then_some(held.create),
             permit: None,
-        };
+        }
+    }
+
+    /// Runs the part, which is marked as begun, to its end.
+    async fn run(mut self, held: Held) {
+        let part = self.id;
+        let plan = self.plan(&held);
         let begun = self.engine.begin(&plan).await;
         let stage = self.engine.registry.watch(plan.run_id);
         let engine = self.engine.clone();

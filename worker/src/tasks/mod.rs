@@ -174,6 +174,7 @@ impl Manager {
                     match change {
                         Change::Put(entry) => self.put(entry),
                         Change::Delete { key, .. } => {
+                            self.engine.trust.withdraw(&key).await;
                             if let Some(id) = self.part_of(&key)
                                 && let Some(known) = self.lives.get(&id)
                             {
