@@ -27,27 +27,28 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::{Request, Response, Status, Streaming, transport::server::TcpIncoming};
 
 /// A worker's session as the master has it.
-struct Session {
+pub(crate) struct Session {
     orders: mpsc::Sender<Result<pb::MasterFrame, Status>>,
     frames: Streaming<pb::WorkerFrame>,
 }
 
 impl Session {
-    async fn order(&self, term: i64, order: Order) {
+    pub(crate) async fn order(&self, term: i64, order: Order) {
         self.orders.send(Ok(pb::MasterFrame { term, frame: Some(order) })).await.unwrap();
     }
 
     /// Orders a command with its run id.
-    async fn exec(&self, term: i64, cmd: &str) -> RunId {
+    pub(crate) async fn exec(&self, term: i64, cmd: &str) -> RunId {
         let run_id = RunId(uuid::Uuid::now_v7());
         let assignment = encode(&Assignment::new(cmd)).into();
-        let exec = pb::Exec { run_id: run_id.to_string(), assignment };
+        let run = run_id.to_string();
+        let exec = pb::Exec { run_id: run, assignment, ..pb::Exec::default() };
         self.order(term, Order::Exec(exec)).await;
         run_id
     }
 
     /// Waits for the end of a run; whatever else comes meanwhile is skipped.
-    async fn ended(&mut self, run: RunId) -> Value {
+    pub(crate) async fn ended(&mut self, run: RunId) -> Value {
         loop {
             let frame = tokio::time::timeout(SOON, self.frames.message()).await;
             let frame = frame.expect("in time").unwrap().expect("the session is still open");
@@ -87,8 +88,20 @@ impl Workers for Fake {
     }
 }
 
+/// A master of the test's own, its address, and the sessions that workers open with it.
+pub(crate) async fn fake() -> (AbortOnDropHandle<()>, String, mpsc::Receiver<Session>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let (tx, sessions) = mpsc::channel(4);
+    let server = tonic::transport::Server::builder()
+        .add_service(WorkersServer::new(Fake(tx)))
+        .serve_with_incoming(TcpIncoming::from(listener));
+    let serving = async { server.await.unwrap() };
+    (AbortOnDropHandle::new(tokio::spawn(serving)), url, sessions)
+}
+
 /// Becomes the leader in etcd; answers the term.
-async fn lead(cluster: &Cluster, grpc: &str) -> i64 {
+pub(crate) async fn lead(cluster: &Cluster, grpc: &str) -> i64 {
     let record = LeaderRecord {
         id: "fake".into(),
         http: "http://127.0.0.1:1".into(),
@@ -104,13 +117,7 @@ async fn lead(cluster: &Cluster, grpc: &str) -> i64 {
 #[tokio::test]
 async fn a_worker_refuses_orders_of_an_older_term() {
     let cluster = quick().masters(0).start().await;
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let (tx, mut sessions) = mpsc::channel(4);
-    let server = tonic::transport::Server::builder()
-        .add_service(WorkersServer::new(Fake(tx)))
-        .serve_with_incoming(TcpIncoming::from(listener));
-    let _server = AbortOnDropHandle::new(tokio::spawn(server));
+    let (_server, url, mut sessions) = fake().await;
     let mut next = async || tokio::time::timeout(SOON, sessions.recv()).await.unwrap().unwrap();
 
     let old = lead(&cluster, &url).await;
@@ -133,7 +140,8 @@ async fn a_worker_refuses_orders_of_an_older_term() {
         if text.contains("long") { Ok(()) } else { Err(text) }
     })
     .await;
-    session.order(old, Order::Kill(pb::Kill { run_id: long.to_string() })).await;
+    let kill = pb::Kill { run_id: long.to_string(), ..pb::Kill::default() };
+    session.order(old, Order::Kill(kill.clone())).await;
     let after = session.exec(new, &write("after")).await;
     assert_eq!(session.ended(after).await["state"], "success");
     // Orders are obeyed in their order: the old ones have been dealt with.
@@ -143,7 +151,7 @@ async fn a_worker_refuses_orders_of_an_older_term() {
     let (_, metrics) = cluster.worker(0).metrics().get("/metrics").await;
     let metrics = metrics.as_str().unwrap();
     assert!(metrics.contains("meepo_worker_orders_refused_total 3"), "{metrics}");
-    session.order(new, Order::Kill(pb::Kill { run_id: long.to_string() })).await;
+    session.order(new, Order::Kill(kill)).await;
     assert_eq!(session.ended(long).await["state"], "killed");
 }
 
