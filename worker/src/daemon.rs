@@ -6,6 +6,7 @@
 
 use crate::{process::RUN_VARIABLE, worker::LONGEST_SHUTDOWN};
 use anyhow::{Context, bail};
+use meepo_runtime::files::open_own;
 use nix::{
     fcntl::{Flock, FlockArg},
     sys::signal::{Signal, kill},
@@ -68,17 +69,11 @@ impl PidFile {
     }
 }
 
-/// Opened without following a link at the last place: the directory may be writable
-/// for others.
+/// Opened if it is ours and no link to another file: the directory may be writable for others.
 fn open(path: &Path) -> anyhow::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o644)
-        .custom_flags(nix::fcntl::OFlag::O_NOFOLLOW.bits())
-        .open(path)
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o644);
+    open_own(path, &mut options)
         .with_context(|| format!("cannot open the pid file {}", path.display()))
 }
 
@@ -98,8 +93,7 @@ fn read_pid(file: &mut File) -> anyhow::Result<i32> {
 /// # Errors
 /// When the file is there and cannot be read, or what holds it does not write its pid.
 pub fn running(path: &Path) -> anyhow::Result<Option<i32>> {
-    let opened =
-        OpenOptions::new().read(true).custom_flags(nix::fcntl::OFlag::O_NOFOLLOW.bits()).open(path);
+    let opened = open_own(path, OpenOptions::new().read(true));
     let mut file = match opened {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -152,11 +146,7 @@ pub fn start(pid_file: &Path, log: &Path, args: &[String]) -> anyhow::Result<i32
         std::fs::create_dir_all(dir)
             .with_context(|| format!("cannot create {} for the log", dir.display()))?;
     }
-    let file = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o640)
-        .open(log)
+    let file = open_own(log, OpenOptions::new().create(true).append(true).mode(0o640))
         .with_context(|| format!("cannot open the log {}", log.display()))?;
     let mut child = Command::new(std::env::current_exe()?)
         .arg(DAEMON_COMMAND)

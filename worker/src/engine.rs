@@ -17,8 +17,10 @@ use crate::{
         RunnerOptions, Running, Surviving,
     },
     registry::Registry,
+    secrets::{Secrets, Source},
     spans, spent, spooling,
     state::{Begin, Queued, SpoolItem, State, StateError, StateOptions, StateProblem, WaitEntry},
+    trust::Trust,
 };
 use futures::FutureExt;
 use jiff::Timestamp;
@@ -31,6 +33,7 @@ use meepo_core::{
     job::{Assignment, Executor},
     notify::{MAX_TAIL, Outcome, tail_of},
     run::{Cause, OutputChunk, RunRecord, RunState, to_millis},
+    secret::fill_request,
 };
 use meepo_runtime::{backoff::Backoff, telemetry::trace};
 use std::{
@@ -98,6 +101,8 @@ pub struct Engine {
     pub requests: Requests,
     /// Starts those that survive this worker.
     pub surviving: Surviving,
+    /// Where the secrets of runs come from.
+    pub secrets: Source,
     /// Runs by id.
     pub registry: Registry,
     /// Where states for etcd go.
@@ -106,6 +111,8 @@ pub struct Engine {
     pub spent: Arc<spent::Board>,
     /// Keys of runs that are started again elsewhere should this node be lost.
     pub custody: Custody,
+    /// What this node believes and runs.
+    pub trust: Trust,
     /// When this node last had no lease, in milliseconds since 1970; 0: never.
     pub cut_off: AtomicI64,
     /// Counters.
@@ -211,12 +218,26 @@ impl Engine {
             }
         }
         let mut record = plan.record(&self.node);
+        if let Err((code, why)) = self.trust.allows(&plan.assignment) {
+            self.trust.note(code, plan.job.as_ref(), &why);
+            let ended = Ended { code, ..Ended::not_started(why, Timestamp::now()) };
+            let told = Told { assignment: &plan.assignment, said: None };
+            return Some(self.finish(record, (ended, Vec::new()), next, false, told).await);
+        }
+        let secrets = match self.secrets.of(&plan.assignment).await {
+            Ok(secrets) => secrets,
+            Err(why) => {
+                let ended = Ended::not_started(why, Timestamp::now());
+                let told = Told { assignment: &plan.assignment, said: None };
+                return Some(self.finish(record, (ended, Vec::new()), next, false, told).await);
+            }
+        };
         if plan.assignment.executor == Executor::Http {
-            let (ended, said) = self.request(&plan, &mut record).await;
+            let (ended, said) = self.request(&plan, &mut record, secrets).await;
             let told = Told { assignment: &plan.assignment, said };
             return Some(self.finish(record, ended, next, false, told).await);
         }
-        let command = self.command(&plan);
+        let command = self.command(&plan, secrets);
         match self.start(&plan, command).instrument(spans::stage("spawn")).await {
             Ok(running) => {
                 failpoint::reach(Place::Spawned, plan.job.as_ref());
@@ -278,16 +299,22 @@ impl Engine {
         &self,
         plan: &Plan,
         record: &mut RunRecord,
+        secrets: Secrets,
     ) -> ((Ended, Vec<Arc<OutputChunk>>), Option<OutputHub>) {
         let a = &plan.assignment;
-        let request = a.http.clone().unwrap_or_default();
         let timeout = a.timeout.map(Into::into);
         let output = (a.output_limit(), a.output_keep);
-        let call = Call::new(&a.cmd, request, self.facts(plan), timeout, output);
+        let request = a.http.clone().unwrap_or_default();
+        let request = fill_request(&request, secrets.values());
+        let call = request.and_then(|request| {
+            let call = Call::new(&a.cmd, request, self.facts(plan), timeout, output);
+            // What is wrong with a value may quote it.
+            call.map_err(|e| secrets.masks().text(&e.to_string()))
+        });
         let http_run::Running { started_at, control, output, ended } = match call {
-            Ok(call) => self.requests.start(plan.run_id, call),
-            Err(e) => {
-                let ended = Ended::not_started(e.to_string(), Timestamp::now());
+            Ok(call) => self.requests.start(plan.run_id, call.with_secrets(secrets)),
+            Err(why) => {
+                let ended = Ended::not_started(why, Timestamp::now());
                 return ((ended, Vec::new()), None);
             }
         };
@@ -542,7 +569,7 @@ impl Engine {
         facts
     }
 
-    fn command(&self, plan: &Plan) -> Command {
+    fn command(&self, plan: &Plan, secrets: Secrets) -> Command {
         let a = &plan.assignment;
         let facts = self.facts(plan).into_iter();
         let mut env: BTreeMap<_, _> = facts.map(|(k, v)| (k.to_owned(), v)).collect();
@@ -566,6 +593,7 @@ impl Engine {
             cgroup: a.cgroup,
             kill: a.kill_plan.as_ref().map(Into::into).unwrap_or_default(),
             stdin: a.stdin.clone(),
+            secrets,
             timeout: a.timeout.map(Into::into),
             output_limit: a.output_limit(),
             output_keep: a.output_keep,
@@ -578,13 +606,16 @@ impl Engine {
     /// its etcd never answers. Errors: the files cannot be made.
     pub async fn alone(node: NodeId, dir: &std::path::Path) -> anyhow::Result<Arc<Self>> {
         let custody = Custody::new(node.clone(), String::new(), Duration::from_secs(10));
+        let state = State::open(&StateOptions::new(dir))?;
         Ok(Arc::new(Self {
+            trust: Trust::everything(node.clone(), state.clone(), Arc::default()),
             node,
             custody,
             cut_off: AtomicI64::new(0),
-            state: State::open(&StateOptions::new(dir))?,
+            state,
             runner: Runner::new(RunnerOptions { brief: BRIEF, ..RunnerOptions::default() })?,
             requests: Requests::default(),
+            secrets: Source::default(),
             surviving: Surviving::new(dir, None, Leftovers::new(Cgroups::new(None, dir))),
             registry: Registry::default(),
             cronid: Arc::default(),

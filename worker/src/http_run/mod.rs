@@ -24,7 +24,10 @@
 mod client;
 mod exchange;
 
-use crate::process::{Control, Ended, KillReason, OutputHub, Received, Writer};
+use crate::{
+    process::{Control, Ended, KillReason, OutputHub, Received, Writer},
+    secrets::Secrets,
+};
 use bytes::Bytes;
 use client::Clients;
 use futures::FutureExt;
@@ -62,6 +65,8 @@ pub struct Call {
     request: HttpRequest,
     timeout: Option<Duration>,
     output: (u64, OutputKeep),
+    /// What is kept of no answer and no word about it.
+    secrets: Secrets,
 }
 
 impl Call {
@@ -95,7 +100,13 @@ impl Call {
             headers.insert(key, value);
         }
         let body = Bytes::from(request.body.clone().unwrap_or_default());
-        Ok(Self { url: parse_url(url)?, method, headers, body, request, timeout, output })
+        let (url, secrets) = (parse_url(url)?, Secrets::default());
+        Ok(Self { url, method, headers, body, request, timeout, output, secrets })
+    }
+
+    /// The same request, which has these secrets in it.
+    pub fn with_secrets(self, secrets: Secrets) -> Self {
+        Self { secrets, ..self }
     }
 }
 
@@ -109,7 +120,8 @@ impl Requests {
     /// Makes `call` as run `run_id` once it is waited for, within a tokio runtime.
     /// Whatever goes wrong is told by the run's end.
     pub fn start(&self, run_id: RunId, call: Call) -> Running<impl Future<Output = Ended> + use<>> {
-        let (output, writer) = Writer::new(run_id, call.output.0, call.output.1);
+        let (limit, keep) = call.output;
+        let (output, writer) = Writer::masked(run_id, limit, keep, &call.secrets);
         let (control, orders) = Control::new();
         let started_at = to_millis(Timestamp::now());
         let ended = follow(self.clients.clone(), call, writer, orders);
@@ -164,7 +176,10 @@ async fn follow(
         () = sleep(timeout.unwrap_or(DEFAULT_TIMEOUT)) => cut_short(KillReason::Timeout, timeout),
         end = exchange::run(&clients, call, &mut writer) => end,
     };
-    end.at_last(writer.close())
+    let secrets = writer.secrets();
+    let mut ended = end.at_last(writer.close());
+    ended.message = ended.message.map(|words| secrets.masks().text(&words));
+    ended
 }
 
 /// The end of a run that was killed.

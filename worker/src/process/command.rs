@@ -1,5 +1,6 @@
 //! What is to run, how it is ended, and how it ended.
 
+use crate::secrets::Secrets;
 use jiff::Timestamp;
 use meepo_core::{
     code::Code,
@@ -23,7 +24,7 @@ pub struct Command {
     /// Environment added to the small default one (`PATH`, `HOME`, `LOGNAME`, `USER`,
     /// `SHELL`, and `LANG` if the worker has it). Nothing else of the worker's own
     /// environment is handed on. `MEEPO_RUN_ID` is always the run's id, by which what it
-    /// starts is found.
+    /// starts is found. Values may refer to `secrets`.
     pub env: BTreeMap<String, String>,
     /// Working directory. Default: the home of `user` if it can be entered, else `/`.
     pub cwd: Option<PathBuf>,
@@ -41,8 +42,11 @@ pub struct Command {
     pub session: bool,
     /// A control group of its own with these limits.
     pub cgroup: Option<CgroupLimits>,
-    /// Text given on standard input. Default: `/dev/null`.
+    /// Text given on standard input, which may refer to `secrets`. Default: `/dev/null`.
     pub stdin: Option<String>,
+    /// What `env` and `stdin` refer to. Goes to no disk.
+    #[serde(skip)]
+    pub secrets: Secrets,
     /// Longest time it may run. Default: no limit.
     pub timeout: Option<Duration>,
     /// Bytes of output kept; the rest is dropped and counted.
@@ -70,6 +74,7 @@ impl Command {
             session: false,
             cgroup: None,
             stdin: None,
+            secrets: Secrets::default(),
             timeout: None,
             output_limit: meepo_core::job::DEFAULT_OUTPUT_LIMIT,
             output_keep: OutputKeep::default(),

@@ -175,7 +175,7 @@ impl Drive {
                 }
             }
         }
-        let counts = self.writer.close();
+        let (secrets, counts) = (self.writer.secrets(), self.writer.close());
         // `exit` is set: the loop is left only with it.
         let (status, at) = match exit {
             Some(exit) => (exit.status, exit.at),
@@ -188,7 +188,9 @@ impl Drive {
             outcome(start_error.as_ref(), status, killing.as_ref(), timeout, at, counts);
         let stuck = (!stuck.is_empty()).then(|| format!("could not be ended: processes {stuck:?}"));
         let message = [ended.message, told, stuck].into_iter().flatten();
-        ended.message = message.reduce(|all, one| format!("{all}; {one}"));
+        let message = message.reduce(|all, one| format!("{all}; {one}"));
+        // What an exec helper says may quote the environment.
+        ended.message = message.map(|words| secrets.masks().text(&words));
         ended
     }
 

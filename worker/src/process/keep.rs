@@ -9,11 +9,13 @@
 //! be stored by then. So the tail, which changes until the end, is not shown before.
 
 use super::hub::OutputHub;
+use crate::secrets::Secrets;
 use jiff::Timestamp;
 use meepo_core::{
     id::RunId,
     job::OutputKeep,
     run::{OutputChunk, Stream, to_millis},
+    secret::mask::Masked,
 };
 use std::{collections::VecDeque, time::Duration};
 use tokio::time::Instant;
@@ -38,6 +40,9 @@ pub(crate) struct Writer {
     seq: u64,
     pending: Option<Piece>,
     tail: Tail,
+    /// What must not be kept, and the two streams as far as they are held back for that.
+    secrets: Secrets,
+    masked: [Masked; 2],
 }
 
 /// Bytes of one stream, and when the first of them were read.
@@ -112,7 +117,19 @@ impl Tail {
 impl Writer {
     /// Keeps `limit` bytes of a run's output in the hub that is answered with it, chosen by
     /// `keep`.
+    #[cfg(test)]
     pub(crate) fn new(run_id: RunId, limit: u64, keep: OutputKeep) -> (OutputHub, Self) {
+        Self::masked(run_id, limit, keep, &Secrets::default())
+    }
+
+    /// Keeps `limit` bytes of a run's output, without the values of its secrets, in the hub that
+    /// is answered with it; `keep` chooses which.
+    pub(crate) fn masked(
+        run_id: RunId,
+        limit: u64,
+        keep: OutputKeep,
+        secrets: &Secrets,
+    ) -> (OutputHub, Self) {
         let hub = OutputHub::new();
         let tail = match keep {
             OutputKeep::Head => 0,
@@ -121,7 +138,13 @@ impl Writer {
         };
         let room = limit - tail;
         let tail = Tail { limit: usize::try_from(tail).unwrap_or(usize::MAX), ..Tail::default() };
-        (hub.clone(), Self { hub, run_id, room, seq: 0, pending: None, tail })
+        let (secrets, masked) = (secrets.clone(), Default::default());
+        (hub.clone(), Self { hub, run_id, room, seq: 0, pending: None, tail, secrets, masked })
+    }
+
+    /// What is not kept.
+    pub(crate) fn secrets(&self) -> Secrets {
+        self.secrets.clone()
     }
 
     /// Whether nothing that comes will be kept; then [`skip`](Self::skip) will do.
@@ -137,6 +160,17 @@ impl Writer {
     /// Takes what was just read. Pieces of one stream that come within [`LINGER`] are
     /// merged up to [`CHUNK`].
     pub(crate) fn push(&mut self, stream: Stream, data: &[u8]) {
+        if self.secrets.is_empty() {
+            return self.put(stream, data);
+        }
+        let masked = &mut self.masked[usize::from(stream == Stream::Stderr)];
+        let shown = masked.push(self.secrets.masks(), data);
+        if !shown.is_empty() {
+            self.put(stream, &shown);
+        }
+    }
+
+    fn put(&mut self, stream: Stream, data: &[u8]) {
         if self.seq >= CHUNKS as u64 {
             self.flush();
             self.room = 0;
@@ -182,6 +216,12 @@ impl Writer {
     /// Hands on everything that is kept and closes the hub. Answers bytes written and
     /// bytes dropped.
     pub(crate) fn close(mut self) -> (u64, u64) {
+        for (i, stream) in [Stream::Stdout, Stream::Stderr].into_iter().enumerate() {
+            let rest = self.masked[i].end(self.secrets.masks());
+            if !rest.is_empty() {
+                self.put(stream, &rest);
+            }
+        }
         self.flush();
         let (pieces, dropped) = std::mem::take(&mut self.tail).end();
         let tail: Vec<_> = pieces.into_iter().map(|p| self.chunk(p)).collect();
@@ -243,6 +283,28 @@ mod tests {
                 (2, Stream::Stdout, b"d"),
             ];
             assert_eq!(seen, want, "{policy:?}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_kept_nowhere_however_they_come() {
+        let name = meepo_core::id::Name::new("db").unwrap();
+        let secrets = Secrets::new([(name, "s3cret-value".to_owned())].into());
+        for policy in [OutputKeep::Head, OutputKeep::Tail, OutputKeep::Both] {
+            let (hub, mut writer) = Writer::masked(RunId(uuid::Uuid::nil()), 100, policy, &secrets);
+            // The streams do not complete each other's.
+            let writes = [
+                out(b"a s3cre"),
+                err(b"b s3cret-val"),
+                out(b"t-value b\n"),
+                err(b"ue\n"),
+                out(b"s3"),
+            ];
+            writes.iter().for_each(|(stream, data)| writer.push(*stream, data));
+            writer.close();
+            let all = String::from_utf8(hub.end(1000)).unwrap();
+            assert!(!all.contains("cret") && all.matches("***").count() == 2, "{all}");
+            assert!(all.ends_with("s3"), "what was no secret is there: {all}");
         }
     }
 

@@ -9,8 +9,18 @@ use super::{
     resolve,
     runner::Spawner,
 };
-use meepo_core::id::RunId;
-use std::{ffi::OsString, os::unix::process::CommandExt, path::PathBuf, sync::Arc};
+use meepo_core::{id::RunId, secret::fill};
+use std::{
+    collections::BTreeMap, ffi::OsString, os::unix::process::CommandExt, path::PathBuf, sync::Arc,
+};
+
+/// The environment that the command asks for, with secrets in the place of references.
+fn filled(command: &Command) -> Result<BTreeMap<String, String>, StartError> {
+    let values = command.secrets.values();
+    let fill = |(name, value): (&String, &String)| Ok((name.clone(), fill(value, values)?));
+    let filled: Result<_, String> = command.env.iter().map(fill).collect();
+    filled.map_err(|why| StartError::new(StartProblem::Other, why))
+}
 
 /// A command ready to be started.
 pub(super) struct Prepared {
@@ -27,7 +37,8 @@ impl Spawner {
     pub(super) fn prepare(&self, run_id: RunId, command: &Command) -> Result<Prepared, StartError> {
         let (name, args) = resolve::argv(command.executor, &command.cmd, &command.args);
         let account = self.switch_to(command)?;
-        let env = environment(run_id, account.as_ref().unwrap_or(&self.own), &command.env);
+        let extra = filled(command)?;
+        let env = environment(run_id, account.as_ref().unwrap_or(&self.own), &extra);
         let home = command.user.as_ref().map(|_| self.own.home.as_path());
         let cgroup = match (&command.cgroup, &self.cgroups) {
             (None, _) => None,

@@ -20,6 +20,7 @@ use meepo_core::{
     code::Code,
     id::RunId,
     run::{RunState, to_millis},
+    secret::fill,
 };
 use std::{
     collections::VecDeque,
@@ -223,9 +224,18 @@ impl Spawner {
         let _ = reply.send(started.map(|running| Unclaimed(Some(running), runtime.clone())));
     }
 
-    fn start(&self, run_id: RunId, mut command: Command) -> Result<Running, StartError> {
+    fn start(&self, run_id: RunId, command: Command) -> Result<Running, StartError> {
+        let secrets = command.secrets.clone();
+        // The words for what is wrong may quote the environment.
+        self.start_with(run_id, command)
+            .map_err(|e| StartError { message: secrets.masks().text(&e.message), ..e })
+    }
+
+    fn start_with(&self, run_id: RunId, mut command: Command) -> Result<Running, StartError> {
         let prepared = self.prepare(run_id, &command)?;
         let stdin = command.stdin.take().filter(|text| !text.is_empty());
+        let stdin = stdin.map(|text| fill(&text, command.secrets.values())).transpose();
+        let stdin = stdin.map_err(|why| StartError::new(StartProblem::Other, why))?;
         let mut std = prepared.command;
         if !command.session {
             // A session makes a group of its own, but only for who does not lead one yet.
@@ -250,7 +260,7 @@ impl Spawner {
         let pid = child.id().unwrap_or_default();
         let (told, began) = oneshot::channel();
         let (limit, keep) = (command.output_limit, command.output_keep);
-        let (output, writer) = Writer::new(run_id, limit, keep);
+        let (output, writer) = Writer::masked(run_id, limit, keep, &command.secrets);
         let (control, received) = Control::new();
         let input = Input::new(child.stdin.take().zip(stdin.map(String::into_bytes)));
         let pipes = Pipes::new(stdout.0, stderr.0).map_err(|e| {

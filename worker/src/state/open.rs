@@ -1,11 +1,12 @@
 //! Opens the state file: the lock, the settings, the migrations.
 
 use super::error::{StateError, StateProblem};
+pub use meepo_runtime::files::private_dir;
 use rusqlite::Connection;
 use std::{
-    fs::{DirBuilder, File, Permissions, TryLockError},
+    fs::{File, Permissions, TryLockError},
     io::{Read, Seek, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -50,14 +51,6 @@ impl Drop for Lock {
     fn drop(&mut self) {
         let _ = self.0.unlock();
     }
-}
-
-/// Creates a directory for this user only, unless it is there.
-///
-/// # Errors
-/// When the system refuses.
-pub fn private_dir(dir: &Path) -> std::io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
 /// Opens the file in `dir`, creating both if they are missing.

@@ -307,7 +307,9 @@ fn socket(dir: &File) -> PathBuf {
     format!("/proc/self/fd/{}/sock", dir.as_raw_fd()).into()
 }
 
-/// An empty file for this user only.
+/// An empty file for this user only; a link in its place is not followed.
 fn private(path: &Path) -> io::Result<File> {
-    File::options().write(true).create(true).truncate(true).mode(0o600).open(path)
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    options.custom_flags(nix::fcntl::OFlag::O_NOFOLLOW.bits()).open(path)
 }

@@ -41,6 +41,7 @@ use super::{
     leftover::{Leftover, Leftovers},
     runner::Running,
 };
+use crate::secrets::Secrets;
 use files::{Files, Order};
 use jiff::Timestamp;
 use meepo_core::{code::Code, id::RunId, job::Assignment, run::RunState};
@@ -54,7 +55,8 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    process::ChildStdin,
     time::Instant,
 };
 use tracing::warn;
@@ -120,6 +122,7 @@ impl Surviving {
             StartError::new(StartProblem::Resources, message).ended(Timestamp::now())
         };
         let (data_dir, cgroup_root) = (self.data_dir.clone(), self.cgroup_root.clone());
+        let secrets = command.secrets.clone();
         let order = Order { run_id, command, assignment, data_dir, cgroup_root };
         let program = self.program.clone();
         let preparing = files.clone();
@@ -129,6 +132,9 @@ impl Surviving {
         });
         let not_spawned = match spawned.await.map_err(io::Error::from).flatten() {
             Ok(Ok(mut child)) => {
+                if let Some(stdin) = child.stdin.take() {
+                    hand_over(stdin, &secrets).await;
+                }
                 if let Some(stdout) = child.stdout.take() {
                     // A line when the command runs or has failed to; the end of the file
                     // when the supervisor has ended. What it says is in the files.
@@ -255,12 +261,20 @@ impl Surviving {
     }
 }
 
+/// Tells the supervisor the secrets of its command, which stand in no file. If it does not
+/// listen, it says so by not starting the command.
+async fn hand_over(mut stdin: ChildStdin, secrets: &Secrets) {
+    if let Ok(text) = serde_json::to_vec(secrets.values()) {
+        let _ = stdin.write_all(&text).await;
+    }
+}
+
 /// Starts the supervisor.
 fn spawn(program: &Path, files: &Files) -> io::Result<tokio::process::Child> {
     let mut std = std::process::Command::new(program);
     std.arg(SUPERVISE_ARG).arg(files.dir()).current_dir("/").env_clear();
     // Commands have it from there.
     std.envs(std::env::var_os("LANG").map(|lang| ("LANG", lang)));
-    std.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(files.stderr()?);
+    std.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(files.stderr()?);
     tokio::process::Command::from(std).spawn()
 }

@@ -1,12 +1,15 @@
 //! The supervisor: runs one command and outlives the worker.
 
 use super::files::{Files, Kill, Order, Started, encode};
-use crate::process::{
-    cgroup::Cgroups,
-    children::take_in_orphans,
-    command::{Ended, KillPlan, KillReason},
-    hub::OutputHub,
-    runner::{Began, Control, Runner, RunnerOptions},
+use crate::{
+    process::{
+        cgroup::Cgroups,
+        children::take_in_orphans,
+        command::{Ended, KillPlan, KillReason},
+        hub::OutputHub,
+        runner::{Began, Control, Runner, RunnerOptions},
+    },
+    secrets::Secrets,
 };
 use anyhow::Context;
 use jiff::Timestamp;
@@ -14,7 +17,7 @@ use meepo_core::id::RunId;
 use std::{
     convert::Infallible,
     ffi::OsString,
-    io::{self, Write},
+    io::{self, Read, Write},
     path::PathBuf,
     time::Duration,
 };
@@ -28,6 +31,9 @@ use tokio_util::sync::CancellationToken;
 
 /// The first argument that turns a meepo program into a supervisor.
 pub(crate) const SUPERVISE_ARG: &str = "__supervise";
+
+/// Bytes of secrets that a run may have, written as JSON.
+const MAX_SECRETS: u64 = 16 << 20;
 
 /// The supervisor; `args` are those after [`SUPERVISE_ARG`]: the directory of the run.
 pub(crate) fn main(args: impl IntoIterator<Item = OsString>) -> ! {
@@ -49,7 +55,8 @@ fn enter(dir: PathBuf) -> anyhow::Result<()> {
     let files = Files::new(run_id, dir);
     let _lock = files.lock().context("cannot lock the directory of the run")?;
     // Under the lock: without an order somebody has recorded that nothing was started.
-    let Some(order) = files.order()? else { return Ok(()) };
+    let Some(mut order) = files.order()? else { return Ok(()) };
+    order.command.secrets = told().context("cannot learn the secrets of the run")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let _guard = runtime.enter();
     // What the run leaves behind must not get out of sight.
@@ -61,6 +68,17 @@ fn enter(dir: PathBuf) -> anyhow::Result<()> {
         // If nobody waits for this any more, that is nothing to complain of.
         let _ = writeln!(io::stdout(), "ready");
     }))
+}
+
+/// The secrets of the command, as the worker hands them over.
+fn told() -> anyhow::Result<Secrets> {
+    let mut text = Vec::new();
+    io::stdin().take(MAX_SECRETS).read_to_end(&mut text)?;
+    // Nothing came from whoever has nothing to hand over.
+    match text.is_empty() {
+        true => Ok(Secrets::default()),
+        false => Ok(Secrets::new(serde_json::from_slice(&text)?)),
+    }
 }
 
 /// Runs the command to its end, and returns when its result is on disk. `ready` is called
