@@ -73,16 +73,21 @@ impl Out {
         let text = match self.format {
             Format::Table => table(self),
             Format::Json => json(value, true)? + "\n",
-            Format::Yaml => yaml(value)?,
+            Format::Yaml => self.safe(yaml(value)?),
         };
         self.text(&text)
+    }
+
+    /// What a terminal may show of `yaml`, whose texts in blocks are as they are.
+    fn safe(&self, yaml: String) -> String {
+        if self.terminal { text::lines(&yaml) } else { yaml }
     }
 
     /// Prints one of a stream of values: a line of JSON or a YAML document.
     pub(crate) fn event<T: Serialize>(&self, value: &T) -> CliResult<()> {
         let text = match self.format {
             Format::Table | Format::Json => json(value, false)? + "\n",
-            Format::Yaml => format!("---\n{}", yaml(value)?),
+            Format::Yaml => format!("---\n{}", self.safe(yaml(value)?)),
         };
         self.text(&text)
     }
@@ -95,6 +100,7 @@ impl Out {
 
 fn json<T: Serialize>(value: &T, pretty: bool) -> CliResult<String> {
     if pretty { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) }
+        .map(|json| text::in_json(&json))
         .map_err(|e| CliError::new(exit::INTERNAL, format!("cannot write JSON: {e}")))
 }
 

@@ -1,33 +1,29 @@
 //! Text from elsewhere, made safe for a terminal.
 
+use meepo_core::shown::{is_unsafe, push_escaped};
 use std::fmt::Write;
 
-/// Whether a character may do something to a terminal or to the reading order.
-fn is_unsafe(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-fn push_escaped(out: &mut String, c: char) {
-    // Writing to a String cannot fail.
-    let _ = match u32::from(c) {
-        n if n < 0x100 => write!(out, "\\x{n:02x}"),
-        n => write!(out, "\\u{{{n:x}}}"),
-    };
+/// JSON that says the same and does nothing to a terminal: JSON itself leaves some control
+/// characters as they are. They can only stand within its strings.
+pub(crate) fn in_json(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            '\n' => out.push(c),
+            // All of them are in the basic plane: four digits.
+            c if is_unsafe(c) => {
+                let _ = write!(out, "\\u{:04x}", u32::from(c));
+            }
+            c => out.push(c),
+        }
+    }
+    out
 }
 
 /// `s` on one line: whitespace other than spaces becomes a space, control
 /// characters are shown as escapes.
 pub(crate) fn one_line(s: &str) -> String {
-    let mut out = String::with_capacity(s.len());
-    for c in s.chars() {
-        match c {
-            '\n' | '\t' | '\r' => out.push(' '),
-            c if is_unsafe(c) => push_escaped(&mut out, c),
-            c => out.push(c),
-        }
-    }
-    out
+    meepo_core::shown::line(s)
 }
 
 /// `s` over as many lines as it has; control characters are shown as escapes.
@@ -128,6 +124,17 @@ mod tests {
             (b"bell\x07\x7f\0", b"bell\\x07\\x7f\\x00"),
         ] {
             assert_eq!(visible(given), shown, "{:?}", String::from_utf8_lossy(given));
+        }
+    }
+
+    #[test]
+    fn json_says_the_same_without_doing_anything() {
+        let value =
+            serde_json::json!({"a\u{9b}2J": ["\u{1b}[31m", "\u{202e}cba", "\u{7f}", "ü\n"]});
+        for json in [serde_json::to_string(&value), serde_json::to_string_pretty(&value)] {
+            let safe = in_json(&json.unwrap());
+            assert!(!safe.chars().any(|c| c != '\n' && is_unsafe(c)), "{safe}");
+            assert_eq!(serde_json::from_str::<serde_json::Value>(&safe).unwrap(), value);
         }
     }
 

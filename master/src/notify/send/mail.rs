@@ -15,7 +15,10 @@ use lettre::{
         client::{Certificate, CertificateStore, Tls, TlsParameters},
     },
 };
-use meepo_core::notify::{Email, Encryption, Message};
+use meepo_core::{
+    notify::{Email, Encryption, Message},
+    shown,
+};
 use std::{path::Path, time::Duration};
 use tracing::warn;
 
@@ -92,8 +95,7 @@ fn mail(email: &Email, message: &Message) -> Result<Mail, Failure> {
     };
     let subject = text(&email.subject, &|| message.title());
     // One line; what a job says must not become a header.
-    let subject: String =
-        subject.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_SUBJECT).collect();
+    let subject: String = shown::line(&subject).chars().take(MAX_SUBJECT).collect();
     let address = |text: &str| {
         let parsed = text.parse::<Mailbox>();
         parsed.map_err(|e| Failure::never(format!("{text:?} is no address: {e}")))
@@ -112,6 +114,6 @@ fn mail(email: &Email, message: &Message) -> Result<Mail, Failure> {
     for to in &email.to {
         mail = mail.to(address(to)?);
     }
-    mail.body(text(&email.body, &|| message.text()))
+    mail.body(shown::lines(&text(&email.body, &|| message.text())))
         .map_err(|e| Failure::never(format!("no mail can be made of it: {e}")))
 }

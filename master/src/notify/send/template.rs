@@ -7,6 +7,7 @@ use meepo_core::{
     id::{Name, RunId},
     notify::{Channel, Digest, Happening, Kind, Message},
     run::RunState,
+    shown,
 };
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior};
 use serde_json::{Map, Value, json};
@@ -47,7 +48,50 @@ pub(super) fn context(message: &Message) -> Value {
         object.insert("title".into(), message.title().into());
         object.insert("text".into(), message.text().into());
     }
+    readable(&mut value);
     value
+}
+
+/// Makes texts such that they are only to be read: jobs may have said anything.
+fn readable(value: &mut Value) {
+    match value {
+        Value::String(text) => *text = shown::lines(text),
+        Value::Array(all) => all.iter_mut().for_each(readable),
+        Value::Object(all) => all.values_mut().for_each(readable),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+/// Filters for receivers that take what jobs say for more than text: `slack` for its `<!channel>`
+/// and links, `html`, and `markdown`.
+fn filters(environment: &mut Environment<'_>) {
+    let replaced = |pairs: &'static [(char, &'static str)]| {
+        move |text: String| -> String {
+            let one = |c: char| pairs.iter().find(|(from, _)| *from == c).map(|(_, to)| *to);
+            text.chars().fold(String::with_capacity(text.len()), |mut out, c| {
+                match one(c) {
+                    Some(to) => out.push_str(to),
+                    None => out.push(c),
+                }
+                out
+            })
+        }
+    };
+    const SLACK: &[(char, &str)] = &[('&', "&amp;"), ('<', "&lt;"), ('>', "&gt;")];
+    const HTML: &[(char, &str)] =
+        &[('&', "&amp;"), ('<', "&lt;"), ('>', "&gt;"), ('"', "&quot;"), ('\'', "&#39;")];
+    environment.add_filter("slack", replaced(SLACK));
+    environment.add_filter("html", replaced(HTML));
+    environment.add_filter("markdown", |text: String| -> String {
+        // Any punctuation may be escaped, and an @ or a link is made of some.
+        text.chars().fold(String::with_capacity(text.len()), |mut out, c| {
+            if c.is_ascii_punctuation() {
+                out.push('\\');
+            }
+            out.push(c);
+            out
+        })
+    });
 }
 
 /// Renders `template` for `message`.
@@ -59,6 +103,7 @@ fn rendered(template: &str, escape: Escape, message: &Message) -> Result<String,
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_fuel(Some(FUEL));
+    filters(&mut environment);
     environment.set_auto_escape_callback(move |_| match escape {
         Escape::Json => AutoEscape::Json,
         Escape::None => AutoEscape::None,
@@ -184,6 +229,25 @@ mod tests {
             assert_eq!(e.field, "webhook.body");
             assert!(e.problem.contains(want), "{bad}: {e}");
         }
+    }
+
+    #[test]
+    fn what_jobs_say_is_only_to_be_read() {
+        let [mut known, _] = samples().unwrap();
+        let event = &mut known.digest.events[0];
+        event.message = Some("\u{1b}[2J<!channel> <b>*hi*</b> & \u{202e}\nSubject: x".into());
+        event.tail = Some("\u{9b}31m".into());
+        let render = |template: &str| render(template, Escape::Json, &known).unwrap();
+        let text = |template: &str| serde_json::from_str::<String>(&render(template)).unwrap();
+        let plain = text("{{ events[0].message }}");
+        assert!(plain.starts_with(r"\x1b[2J<!channel>") && plain.contains(r"\u{202e}"), "{plain}");
+        assert_eq!(text("{{ events[0].tail }}"), r"\x9b31m");
+        assert!(text("{{ events[0].message | slack }}").contains("&lt;!channel&gt; &lt;b&gt;"));
+        assert!(text("{{ events[0].message | html }}").contains("&lt;b&gt;*hi*&lt;/b&gt; &amp;"));
+        assert!(text("{{ events[0].message | markdown }}").contains(r"\<\!channel\> \<b\>\*hi\*"));
+        // Neither a line of a mail nor one of a text can be forged.
+        assert_eq!(known.title().lines().count(), 1);
+        assert!(!known.text().lines().any(|l| l.starts_with("Subject")), "{}", known.text());
     }
 
     #[test]
