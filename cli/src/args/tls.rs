@@ -54,21 +54,11 @@ pub(crate) struct InitArgs {
     /// Where to.
     #[command(flatten)]
     pub(crate) dir: TlsDir,
-    /// A master, with the names and addresses it is reached under: `m1=m1.example.org,10.0.0.1`.
-    #[arg(long, value_name = "NAME[=HOST,…]", value_parser = hosts)]
-    pub(crate) master: Vec<Named>,
-    /// A worker, by the id of its node.
-    #[arg(long, value_name = "ID[=HOST,…]", value_parser = hosts)]
-    pub(crate) node: Vec<Named>,
-    /// Somebody who uses the API.
-    #[arg(long, value_name = "NAME", value_parser = hosts)]
-    pub(crate) client: Vec<Named>,
-    /// A member of etcd. With the first comes also a certificate of etcd's user root.
-    #[arg(long, value_name = "NAME[=HOST,…]", value_parser = hosts)]
-    pub(crate) etcd: Vec<Named>,
-    /// Another server, as of MongoDB.
-    #[arg(long, value_name = "NAME[=HOST,…]", value_parser = hosts)]
-    pub(crate) server: Vec<Named>,
+    /// A certificate to make as well, may be given several times: its kind, whose it is, and the
+    /// names and addresses it is reached under: `master:m1=m1.example.org,10.0.0.1`. Kinds are
+    /// those of `issue`. With the first of etcd comes one of etcd's user root.
+    #[arg(long, value_name = "KIND:NAME[=HOST,…]", value_parser = wanted)]
+    pub(crate) cert: Vec<Named>,
     /// Days for which certificates are valid.
     #[arg(long, default_value_t = 365, value_name = "N")]
     pub(crate) days: u32,
@@ -77,19 +67,23 @@ pub(crate) struct InitArgs {
     pub(crate) ca_days: u32,
 }
 
-/// A name, and the hosts it is reached under.
+/// Whose a certificate is, and the hosts it is reached under.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Named {
+    pub(crate) kind: Kind,
     pub(crate) name: Name,
     /// Empty where none are given.
     pub(crate) hosts: Vec<String>,
 }
 
-fn hosts(s: &str) -> Result<Named, String> {
-    let (name, hosts) = s.split_once('=').unwrap_or((s, ""));
+fn wanted(s: &str) -> Result<Named, String> {
+    let (kind, rest) = s.split_once(':').unwrap_or((s, ""));
+    let kind = Kind::from_str(kind, false)
+        .map_err(|_| format!("{kind:?} is no kind; expected one as in master:m1=10.0.0.1"))?;
+    let (name, hosts) = rest.split_once('=').unwrap_or((rest, ""));
     let name = Name::new(name).map_err(|e| format!("{}; expected {}", e.problem, e.expected))?;
     let hosts = hosts.split(',').map(str::trim).filter(|host| !host.is_empty());
-    Ok(Named { name, hosts: hosts.map(str::to_owned).collect() })
+    Ok(Named { kind, name, hosts: hosts.map(str::to_owned).collect() })
 }
 
 /// Whose a certificate is to be.
@@ -150,14 +144,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_may_come_with_hosts() {
-        let named = |name: &str, hosts: &[&str]| {
+    fn a_name_comes_with_its_kind_and_perhaps_with_hosts() {
+        let named = |kind, name: &str, hosts: &[&str]| {
             let hosts = hosts.iter().map(|&h| h.to_owned()).collect();
-            Ok(Named { name: Name::new(name).unwrap(), hosts })
+            Ok(Named { kind, name: Name::new(name).unwrap(), hosts })
         };
-        assert_eq!(hosts("m1"), named("m1", &[]));
-        assert_eq!(hosts("m1=a.example, 10.0.0.1"), named("m1", &["a.example", "10.0.0.1"]));
-        assert!(hosts("=a").is_err());
-        assert!(hosts("a b").is_err());
+        assert_eq!(wanted("master:m1"), named(Kind::Master, "m1", &[]));
+        // Ids may have colons.
+        assert_eq!(wanted("node:fe80::1=a, b"), named(Kind::Node, "fe80::1", &["a", "b"]));
+        assert_eq!(wanted("etcd-user:root"), named(Kind::EtcdUser, "root", &[]));
+        for bad in ["", "m1", "boss:m1", "master:", "master:=a", "master:a b"] {
+            assert!(wanted(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -11,6 +11,7 @@ use crate::{
 };
 use anyhow::{Context, ensure};
 use jiff::Timestamp;
+use meepo_core::id::Name;
 use meepo_runtime::{
     files::private_dir,
     tls::{Authority, Identity, Subject, certificates, replace_pair, x509},
@@ -64,52 +65,37 @@ fn init(args: &InitArgs) -> anyhow::Result<String> {
         cert.display(),
         key.display()
     );
-    let root = Named { name: meepo_core::id::Name::new("root")?, hosts: Vec::new() };
-    let etcd_user = if args.etcd.is_empty() { Vec::new() } else { vec![root] };
-    for (kind, all) in [
-        (Kind::Master, &args.master),
-        (Kind::Node, &args.node),
-        (Kind::Client, &args.client),
-        (Kind::Etcd, &args.etcd),
-        (Kind::EtcdUser, &etcd_user),
-        (Kind::Server, &args.server),
-    ] {
-        for named in all {
-            text.push_str(&make(&authority, dir, kind, named, args.days)?);
-        }
+    let of_etcd = args.cert.iter().any(|named| named.kind == Kind::Etcd);
+    let root = Named { kind: Kind::EtcdUser, name: Name::new("root")?, hosts: Vec::new() };
+    for named in args.cert.iter().chain(of_etcd.then_some(&root)) {
+        text.push_str(&make(&authority, dir, named, args.days)?);
     }
     Ok(text)
 }
 
 fn issue(args: &IssueArgs) -> anyhow::Result<String> {
     let dir = &args.dir.dir;
-    let named = Named { name: args.name.clone(), hosts: args.hosts.clone() };
-    make(&authority(dir)?, dir, args.kind, &named, args.days)
+    let (kind, name, hosts) = (args.kind, args.name.clone(), args.hosts.clone());
+    make(&authority(dir)?, dir, &Named { kind, name, hosts }, args.days)
 }
 
 /// Makes one certificate; answers what is to be said of it.
-fn make(
-    authority: &Authority,
-    dir: &Path,
-    kind: Kind,
-    named: &Named,
-    days: u32,
-) -> anyhow::Result<String> {
-    let stem = stem(kind, named);
+fn make(authority: &Authority, dir: &Path, named: &Named, days: u32) -> anyhow::Result<String> {
+    let stem = stem(named);
     let (cert, key) = (dir.join(format!("{stem}.pem")), dir.join(format!("{stem}.key")));
     ensure!(
         !cert.exists() && !key.exists(),
         "{} is there already; `meepo tls renew` makes it anew",
         cert.display()
     );
-    let issued = authority.issue(&subject(kind, named), days)?;
+    let issued = authority.issue(&subject(named), days)?;
     replace_pair(&cert, &key, &issued)?;
     Ok(format!("  {}, {}\n", cert.display(), key.display()))
 }
 
 /// What the files are called: `node-10.0.0.7`.
-fn stem(kind: Kind, named: &Named) -> String {
-    let kind = match kind {
+fn stem(named: &Named) -> String {
+    let kind = match named.kind {
         Kind::Master => "master",
         Kind::Node => "node",
         Kind::Client => "client",
@@ -120,7 +106,8 @@ fn stem(kind: Kind, named: &Named) -> String {
     format!("{kind}-{}", named.name)
 }
 
-fn subject(kind: Kind, named: &Named) -> Subject {
+fn subject(named: &Named) -> Subject {
+    let kind = named.kind;
     let name = named.name.to_string();
     let hosts = match (named.hosts.is_empty(), kind) {
         (false, _) => named.hosts.clone(),

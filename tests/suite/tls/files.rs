@@ -24,14 +24,14 @@ async fn a_fleet_runs_on_what_init_has_made() {
         "init",
         "--dir",
         &at,
-        "--master",
-        "m1=127.0.0.1",
-        "--node",
-        "127.0.0.2",
-        "--client",
-        "ann",
-        "--etcd",
-        "e1=127.0.0.1",
+        "--cert",
+        "master:m1=127.0.0.1",
+        "--cert",
+        "node:127.0.0.2",
+        "--cert",
+        "client:ann",
+        "--cert",
+        "etcd:e1=127.0.0.1",
     ];
     let out = meepo(dir.path(), "init", &[], &args).await;
     assert!(out.ok().contains("keep it safe"), "{out:?}");
@@ -109,7 +109,7 @@ async fn certificates_are_issued_shown_and_renewed() {
     assert!(tls("twice", &["renew"]).await.ok().contains("nothing to renew"));
     // Of somebody else's authority nothing is renewed.
     let other = dir.path().join("other").display().to_string();
-    let args = ["tls", "init", "--dir", &other, "--node", "n2", "--days", "1"];
+    let args = ["tls", "init", "--dir", &other, "--cert", "node:n2", "--days", "1"];
     meepo(dir.path(), "other", &[], &args).await.ok();
     std::fs::write(dir.path().join("other/ca.pem"), "").unwrap();
     let foreign = dir.path().join("other/node-n2.pem").display().to_string();

@@ -117,3 +117,39 @@ impl Service<Uri> for Connector {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::{Authority, Identity, Subject, TlsFiles, replace_pair};
+
+    #[tokio::test]
+    async fn nobody_goes_back_to_what_is_not_encrypted() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = |name: &str| dir.path().join(name);
+        let made = Authority::create("meepo test", 1).unwrap();
+        replace_pair(&place("ca.pem"), &place("ca.key"), &made).unwrap();
+        let authority = Authority::load(&place("ca.pem"), &place("ca.key")).unwrap();
+        let subject = Subject::of(Identity::Node("n1".into()), Vec::new());
+        let own = authority.issue(&subject, 1).unwrap();
+        replace_pair(&place("n1.pem"), &place("n1.key"), &own).unwrap();
+        let files = TlsFiles { cert: place("n1.pem"), key: place("n1.key"), ca: place("ca.pem") };
+        let credentials = Credentials::load(files).unwrap();
+        // Masters show their authority along with their certificate.
+        let shown = credentials.now().authority().map(<[u8]>::to_vec).unwrap();
+        assert!(authority.has_signed(&shown), "it has signed itself");
+        let told = |url: &str, credentials: Option<&Arc<Credentials>>| {
+            channel(url, credentials, |endpoint| endpoint).map(drop).map_err(|e| e.to_string())
+        };
+        assert_eq!(told("https://m1:7601", Some(&credentials)), Ok(()));
+        assert_eq!(told("https://[::1]:7601", Some(&credentials)), Ok(()));
+        assert_eq!(told("http://m1:7601", None), Ok(()));
+        let e = told("http://m1:7601", Some(&credentials)).unwrap_err();
+        assert!(e.contains("does not speak TLS"), "{e}");
+        let e = told("https://m1:7601", None).unwrap_err();
+        assert!(e.contains("expected [tls]"), "{e}");
+        for bad in ["", "m1", "ftp://m1", "https://"] {
+            assert!(told(bad, Some(&credentials)).is_err(), "{bad}");
+        }
+    }
+}
