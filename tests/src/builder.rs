@@ -34,6 +34,7 @@ pub struct Builder {
     pub(crate) master_args: Vec<String>,
     pub(crate) worker_args: Vec<String>,
     pub(crate) through_master: bool,
+    etcd_args: Vec<String>,
 }
 
 impl Default for Builder {
@@ -47,6 +48,7 @@ impl Default for Builder {
             master_args: Vec::new(),
             worker_args: Vec::new(),
             through_master: false,
+            etcd_args: Vec::new(),
         }
     }
 }
@@ -106,10 +108,16 @@ impl Builder {
         self
     }
 
+    /// One more argument of every etcd member.
+    pub fn etcd_arg(mut self, arg: &str) -> Self {
+        self.etcd_args.push(arg.to_owned());
+        self
+    }
+
     /// Starts it all and waits until every part is ready.
     pub async fn start(self) -> Cluster {
         let dir = TestDir::new();
-        let etcd = Etcd::start(self.etcd, dir.path()).await;
+        let etcd = Etcd::start_with(self.etcd, dir.path(), &self.etcd_args).await;
         let (mongo, logs) = self.open_logs(dir.path()).await;
         let count = self.workers;
         let masters = self.masters;

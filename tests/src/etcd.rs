@@ -67,10 +67,16 @@ impl Etcd {
     /// Starts `count` members with their data and logs below `dir` and waits until
     /// all are healthy. The program is `etcd`, or what `MEEPO_TEST_ETCD` names.
     pub async fn start(count: usize, dir: &Path) -> Self {
+        Self::start_with(count, dir, &[]).await
+    }
+
+    /// The same, with more arguments of every member.
+    pub async fn start_with(count: usize, dir: &Path, args: &[String]) -> Self {
         for attempt in 1..=ATTEMPTS {
             let dir = dir.join(format!("etcd-{attempt}"));
             std::fs::create_dir_all(&dir).expect("a folder for etcd");
-            let etcd = Self { members: members(count, &dir), dir, commands: AtomicU32::new(0) };
+            let members = members(count, &dir, args);
+            let etcd = Self { members, dir, commands: AtomicU32::new(0) };
             if etcd.settle().await {
                 return etcd;
             }
@@ -124,7 +130,7 @@ impl Etcd {
     }
 }
 
-fn members(count: usize, dir: &Path) -> Vec<Member> {
+fn members(count: usize, dir: &Path, more: &[String]) -> Vec<Member> {
     let program = std::env::var_os("MEEPO_TEST_ETCD").unwrap_or_else(|| "etcd".into());
     let plan: Vec<(String, String, String)> = (0..count)
         .map(|i| {
@@ -150,7 +156,9 @@ fn members(count: usize, dir: &Path) -> Vec<Member> {
             // What the deployment guide asks for; see deploy/systemd.
             ["--backend-batch-limit", "1000"],
         ];
-        let mut spec = Spec::new(&name, &program, &args.concat(), dir);
+        let all: Vec<&str> =
+            args.concat().into_iter().chain(more.iter().map(String::as_str)).collect();
+        let mut spec = Spec::new(&name, &program, &all, dir);
         // Its own words are many; what matters is a warning.
         spec.env.push(("ETCD_LOG_LEVEL".into(), "warn".into()));
         Member { process: Process::start(spec), url: client }
