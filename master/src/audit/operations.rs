@@ -14,6 +14,11 @@ pub const READS: &[&str] = &[
     "Jobs/Stats",
     "Nodes/Get",
     "Nodes/List",
+    "Notify/GetChannel",
+    "Notify/GetRule",
+    "Notify/List",
+    "Notify/ListChannels",
+    "Notify/ListRules",
     "Runs/Get",
     "Runs/List",
     "Runs/Output",
@@ -40,11 +45,11 @@ pub const TABLE: &[(&str, &str, &str)] = &[
     ("task.put", "POST /v1/tasks", "Tasks/Put"),
     // What is done to a task it notes itself: `task.cancel`, …
     ("task.act", "POST /v1/tasks/{id}/{verb}", "Tasks/Act"),
-    ("notify.channel.put", "PUT /v1/notify/channels/{name}", ""),
-    ("notify.channel.delete", "DELETE /v1/notify/channels/{name}", ""),
-    ("notify.channel.test", "POST /v1/notify/channels/{name}/test", ""),
-    ("notify.rule.put", "PUT /v1/notify/rules/{name}", ""),
-    ("notify.rule.delete", "DELETE /v1/notify/rules/{name}", ""),
+    ("notify.channel.put", "PUT /v1/notify/channels/{name}", "Notify/PutChannel"),
+    ("notify.channel.delete", "DELETE /v1/notify/channels/{name}", "Notify/DeleteChannel"),
+    ("notify.channel.test", "POST /v1/notify/channels/{name}/test", "Notify/TestChannel"),
+    ("notify.rule.put", "PUT /v1/notify/rules/{name}", "Notify/PutRule"),
+    ("notify.rule.delete", "DELETE /v1/notify/rules/{name}", "Notify/DeleteRule"),
 ];
 
 /// What a request over HTTP is called. `route` is its path as the router has it.
