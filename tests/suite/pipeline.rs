@@ -2,6 +2,7 @@
 //! that die on the way; spools that are full. What jobs wrote is compared with what is stored:
 //! nothing is lost but what was dropped and counted, nothing is there twice, all is in order.
 
+mod intake;
 mod lines;
 pub(crate) mod master;
 mod mongod;
@@ -139,6 +140,16 @@ async fn output_that_is_too_old_is_dropped_and_counted() {
 
 #[tokio::test]
 async fn new_results_do_not_wait_for_a_backlog() {
+    backlog(true).await;
+}
+
+/// What piles up while the log store is away is a backlog, too.
+#[tokio::test]
+async fn new_results_do_not_wait_for_the_backlog_of_an_outage() {
+    backlog(false).await;
+}
+
+async fn backlog(restarts: bool) {
     let rate = ["--catchup-rate", "40"];
     let build = quick().logs(Logs::OwnMongo);
     let cluster = rate.iter().fold(build, |b, arg| b.worker_arg(arg)).start().await;
@@ -153,8 +164,12 @@ async fn new_results_do_not_wait_for_a_backlog() {
     }
     wait_metric(&cluster, 0, "spool_items", |n| n >= 800).await;
     // All that is there now is a backlog, which takes twenty seconds.
-    cluster.worker(0).process().restart();
-    cluster.wait_online(0).await;
+    if restarts {
+        cluster.worker(0).process().restart();
+        cluster.wait_online(0).await;
+    } else {
+        wait_metric(&cluster, 0, "spool_backlog_items", |n| n >= 400).await;
+    }
     cluster.mongo().resume();
     wait_session(&api, "127.0.0.2").await;
     let (status, body) = api.post("/v1/jobs/new/trigger", json!({})).await;
