@@ -213,6 +213,7 @@ async fn spans_go_over_tls_to_a_collector_that_the_host_trusts() {
     assert_eq!(run.service, "meepo-worker", "{run:?}");
     cluster.master(0).process().restart_with(&env);
     cluster.master(0).wait_ready().await;
+    wait_session(&api, "127.0.0.2").await;
     collector.wait("of the master", |s| s.service == "meepo-master").await;
 }
 

@@ -127,19 +127,27 @@ async fn put_task(api: &Api, request: Value, state: &str) -> String {
 }
 
 #[tokio::test]
-async fn parts_that_wait_or_should_have_ended_are_told() {
+async fn parts_that_wait_for_long_are_told() {
     let cluster = quick().start().await;
     let api = cluster.api();
     wait_session(&api, "127.0.0.2").await;
     wait_well(&cluster).await;
-    let ago = |minutes| (Timestamp::now() - SignedDuration::from_mins(minutes)).to_string();
+    let ago = (Timestamp::now() - SignedDuration::from_mins(20)).to_string();
     let waits = json!({"queue": "q", "target": "group=none", "cmd": "true"});
     let waits = put_task(&api, waits, "ready").await;
-    rewrite(&cluster, &waits, |part| part["since"] = json!(ago(20))).await;
+    rewrite(&cluster, &waits, |part| part["since"] = json!(ago)).await;
     let words = ["1 of its parts wait for a suitable worker", "20 min ago"];
     let (code, remedy) = wait_finding(&cluster, "warn", &format!("task/{waits}"), &words).await;
     assert!(code == 1 && remedy.contains("task_slots"), "{remedy}");
+}
 
+#[tokio::test]
+async fn parts_that_should_have_ended_are_told() {
+    let cluster = quick().start().await;
+    let api = cluster.api();
+    wait_session(&api, "127.0.0.2").await;
+    wait_well(&cluster).await;
+    let ago = (Timestamp::now() - SignedDuration::from_mins(10)).to_string();
     let late = put_task(&api, json!({"target": "all", "cmd": "sleep 600"}), "reserved").await;
     // A part that this version cannot read: the leader leaves the task alone.
     let strange = format!("/meepo/parts/{late}/2");
@@ -150,7 +158,7 @@ async fn parts_that_wait_or_should_have_ended_are_told() {
         if seen { Ok(()) } else { Err("not yet".to_owned()) }
     });
     leaves.await;
-    rewrite(&cluster, &late, |part| part["deadline"] = json!(ago(10))).await;
+    rewrite(&cluster, &late, |part| part["deadline"] = json!(ago)).await;
     let words = ["1 of its parts should have ended and were not taken back"];
     let (code, _) = wait_finding(&cluster, "error", &format!("task/{late}"), &words).await;
     assert_eq!(code, 2);

@@ -55,7 +55,8 @@ async fn a_slot_that_nobody_ran_is_one_gap_of_no_node() {
             assert!(seen.insert(slot.to_owned()), "told twice: {gap}");
         }
     }
-    assert_eq!(gaps["ran"].as_u64().unwrap(), ran.len() as u64, "{gaps}");
+    // Those after `since`.
+    assert_eq!(gaps["ran"].as_u64().unwrap(), ran.len() as u64 - 1, "{gaps}");
     let text = cluster.cli(&["job", "gaps", "solo", "--since", &first]).await;
     assert!(text.ok().contains("no record of it"), "{text:?}");
 }

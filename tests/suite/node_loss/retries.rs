@@ -86,7 +86,7 @@ async fn a_promise_is_kept_once_by_a_worker_that_is_back_before_anybody_takes_it
             // It begins its next life without an answer to who has the slot.
             cluster.member(0).process().kill9();
             worker.restart();
-            worker.wait_log("cannot ask for the key of a further attempt", SOON).await;
+            worker.wait_log("cannot get a lease from etcd", SOON).await;
             cluster.member(0).process().restart();
         } else {
             worker.restart();
