@@ -25,7 +25,8 @@ build: deps-run ## every binary, in release
 	@$(CARGO) build --release --workspace --bins
 
 dist: deps-run ## every binary, as small as it gets, in target/dist: takes several minutes
-	@$(CARGO) build --profile dist -p meepo -p meepo-master -p meepo-worker --bins
+	@CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER=$(CURDIR)/scripts/link-ordered.sh \
+	$(CARGO) build --profile dist -p meepo -p meepo-master -p meepo-worker --bins
 
 check: ## formatting, lints, documentation and, where cargo-deny is installed, licences
 	@$(CARGO) metadata --locked --format-version 1 >/dev/null

@@ -253,7 +253,17 @@ async fn look(
         Some((RunState::Lost, _)) => true,
         // The node had lost its lease, and so its right to the slot.
         Some((RunState::Killed, Code::ETCD)) => true,
-        Some((state, _)) if state.is_final() => return (Step::Ended, known),
+        Some((state, code)) if state.is_final() => match left(record) {
+            // The further attempt is the worker's, which takes the key for it; or that of
+            // another node, if this one is lost.
+            Some(left) if !record.ended && tried_again(view, record, code) => {
+                if there {
+                    return (Step::Later(now + left), known);
+                }
+                true
+            }
+            _ => return (Step::Ended, known),
+        },
         // A worker that lives tells what became of its last life's runs.
         _ if there && !record.ended => false,
         _ => true,
@@ -267,8 +277,7 @@ fn decide(view: &View, node: &NodeId, record: &RerunRecord, now: Instant) -> Ste
     if record.reruns >= MAX_RERUNS {
         return Step::GiveUp("it was run again often enough");
     }
-    let left = MAX_AGE - Timestamp::now().duration_since(record.slot);
-    let Some(left) = Duration::try_from(left).ok().filter(|left| !left.is_zero()) else {
+    let Some(left) = left(record) else {
         return Step::GiveUp("its slot is more than a day ago");
     };
     let data = view.read();
@@ -287,6 +296,23 @@ fn decide(view: &View, node: &NodeId, record: &RerunRecord, now: Instant) -> Ste
     match data.fleet.successor(&record.job, &record.tree, node) {
         Some((to, assignment)) => Step::Move(to, Box::new(assignment)),
         None => Step::Nobody(now + left),
+    }
+}
+
+/// How long its slot may still be run again.
+fn left(record: &RerunRecord) -> Option<Duration> {
+    let left = MAX_AGE - Timestamp::now().duration_since(record.slot);
+    Duration::try_from(left).ok().filter(|left| !left.is_zero())
+}
+
+/// Whether the worker that had a run tries it again by itself after it has ended with `code`.
+fn tried_again(view: &View, record: &RerunRecord, code: Code) -> bool {
+    match view.read().fleet.standing(&record.job, &record.tree) {
+        Standing::On(spec) => {
+            spec.retry.as_ref().is_some_and(|r| r.wait(record.attempt, code, 0).is_some())
+        }
+        Standing::Unreadable => true,
+        Standing::Gone | Standing::Moved | Standing::Off => false,
     }
 }
 

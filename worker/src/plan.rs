@@ -33,8 +33,10 @@ pub struct Plan {
 impl Plan {
     /// Of a run that has begun already, as its record tells. It holds no lock (any more).
     pub fn of(record: &RunRecord, assignment: Arc<Assignment>) -> Self {
-        // Of other runs the record shows the token of their lock.
-        let claimed = assignment.is_once() && record.cause != Cause::Trigger;
+        // Of other runs the record shows the token of their lock. One that was asked for has
+        // none of its own, unless it stands for a lost one.
+        let asked = record.cause == Cause::Trigger && assignment.lock.is_some();
+        let claimed = assignment.is_once() && !asked;
         Self {
             run_id: record.run_id,
             job: record.job.clone(),

@@ -19,7 +19,7 @@ mod table;
 mod tests;
 mod waits;
 
-pub(crate) use waits::promise;
+pub(crate) use waits::{promise, succession};
 
 use crate::{
     agenda::Agenda,
@@ -162,9 +162,14 @@ impl Agent {
         let mut waits = Waits::default();
         for wait in engine.state.waits().await? {
             // Ends of tasks' parts are kept there too, for who tells etcd of them.
-            if !crate::tasks::is_end(&wait) {
-                waits.promised(wait);
+            if crate::tasks::is_end(&wait) {
+                continue;
             }
+            // Whether etcd has answered the last life is not known.
+            if let Some((of, next)) = succession(&wait) {
+                engine.hand_on(of, &next);
+            }
+            waits.promised(wait);
         }
         let snapshot = engine.state.load_snapshot().await?;
         let snapshot = snapshot.into_iter().map(|e| (e.key, e.value)).collect();
