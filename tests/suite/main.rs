@@ -6,6 +6,7 @@ mod architecture;
 mod audit;
 mod bad_input;
 mod bounds;
+mod chaos;
 mod cli;
 mod coord;
 mod crashes;

@@ -35,6 +35,7 @@ pub mod progress;
 pub mod recover;
 pub mod registry;
 pub mod session;
+mod skew;
 mod spans;
 pub mod spent;
 mod spooling;
