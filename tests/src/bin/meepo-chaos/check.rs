@@ -1,5 +1,8 @@
 //! Holds what runs have noted against what meepo has recorded. Pure: facts in, complaints out.
 
+mod output;
+mod work;
+
 use crate::{
     evidence::{Kind, Line},
     load::Command,
@@ -20,6 +23,8 @@ pub(crate) struct JobRule {
     pub(crate) once: bool,
     /// A run whose node is lost is run again.
     pub(crate) rerun: bool,
+    /// Its runs hold a lock of one permit.
+    pub(crate) lock: bool,
 }
 
 /// A record of a run.
@@ -133,6 +138,14 @@ pub(crate) struct Verdict {
     pub(crate) register: Counts,
 }
 
+impl Facts {
+    /// Whether the worker of the run that wrote a line could not have ended it by then.
+    fn excuses(&self, line: &Line) -> bool {
+        let of = |d: &Disabled| d.node == line.node && d.from <= line.at && line.at <= d.until;
+        self.disabled.iter().any(of)
+    }
+}
+
 impl Verdict {
     /// How often something is wrong in that way.
     pub(crate) fn count(&self, wrong: Wrong) -> usize {
@@ -162,9 +175,9 @@ pub(crate) fn check(facts: &Facts) -> Verdict {
     }
     check_records(facts, &mut verdict);
     check_register(facts, &mut verdict);
-    check_tasks(facts, &mut verdict);
-    check_commands(facts, &mut verdict);
-    check_output(facts, &mut verdict);
+    work::check_tasks(facts, &mut verdict);
+    work::check_commands(facts, &mut verdict);
+    output::check_output(facts, &mut verdict);
     for what in facts.left.iter().chain(&facts.keys) {
         verdict.complain(Wrong::LeftOver, what.clone());
     }
@@ -231,6 +244,9 @@ fn check_job(facts: &Facts, rule: &JobRule, verdict: &mut Verdict) {
             };
             add(&mut counts, what, 1);
         }
+    }
+    if rule.lock {
+        check_lock(facts, rule, verdict);
     }
     let ended: Vec<&Run> = records.values().filter_map(|r| r.first().copied()).collect();
     let cut = ended.iter().filter(|r| r.state == "lost").count();
@@ -307,6 +323,30 @@ fn check_fences(rule: &JobRule, starts: &BTreeMap<Key<'_>, Vec<&Line>>, verdict:
     }
 }
 
+/// No two runs hold the lock at the same time, unless the worker of one could not end it.
+fn check_lock(facts: &Facts, rule: &JobRule, verdict: &mut Verdict) {
+    let mut began: BTreeMap<&str, &Line> = BTreeMap::new();
+    let mut held: Vec<(&Line, &Line)> = Vec::new();
+    for line in facts.lines.iter().filter(|l| l.job == rule.name) {
+        match line.kind {
+            Kind::Start => drop(began.insert(&line.run_id, line)),
+            Kind::End => held.extend(began.remove(&*line.run_id).map(|start| (start, line))),
+            Kind::Write | Kind::Refused => {}
+        }
+    }
+    held.sort_by_key(|(start, _)| start.at);
+    for pair in held.windows(2) {
+        let [(first, end), (second, _)] = pair else { continue };
+        if second.at < end.at && !facts.excuses(end) && !facts.excuses(second) {
+            let text = format!(
+                "{} on {} and {} on {} held the lock at {}",
+                first.run_id, first.node, second.run_id, second.node, second.at
+            );
+            verdict.complain(Wrong::Stale, text);
+        }
+    }
+}
+
 /// Each run that left a trace has one record, which does not contradict it; and no record
 /// tells of a success that nobody saw.
 fn check_records(facts: &Facts, verdict: &mut Verdict) {
@@ -368,7 +408,10 @@ fn check_records(facts: &Facts, verdict: &mut Verdict) {
 fn check_register(facts: &Facts, verdict: &mut Verdict) {
     let mut counts = Counts::new();
     let mut last: BTreeMap<(&str, Option<Timestamp>), i64> = BTreeMap::new();
-    let rerun: BTreeSet<&str> = facts.rules.iter().filter(|r| r.rerun).map(|r| &*r.name).collect();
+    let of = |which: fn(&JobRule) -> bool| -> BTreeSet<&str> {
+        facts.rules.iter().filter(|r| which(r)).map(|r| &*r.name).collect()
+    };
+    let (rerun, locked) = (of(|r| r.rerun), of(|r| r.lock));
     for line in &facts.lines {
         let slot = rerun.contains(&*line.job).then_some(line.slot);
         match line.kind {
@@ -383,13 +426,10 @@ fn check_register(facts: &Facts, verdict: &mut Verdict) {
             }
             Kind::Refused => {
                 add(&mut counts, "refused", 1);
-                let excused = facts
-                    .disabled
-                    .iter()
-                    .any(|d| d.node == line.node && d.from <= line.at && line.at <= d.until);
                 // Between two slots of one job there is no promise; between two attempts
-                // of one slot there is.
-                if slot.is_some() && !excused {
+                // of one slot there is, and between two that need one lock.
+                let strict = slot.is_some() || locked.contains(&*line.job);
+                if strict && !facts.excuses(line) {
                     let text = format!(
                         "{} {} attempt {} on {} wrote at {} beside a later one",
                         line.job, line.slot, line.attempt, line.node, line.at
@@ -401,148 +441,6 @@ fn check_register(facts: &Facts, verdict: &mut Verdict) {
         }
     }
     verdict.register = counts;
-}
-
-/// What was accepted has ended, each attempt ran at most once.
-fn check_tasks(facts: &Facts, verdict: &mut Verdict) {
-    let mut counts = Counts::new();
-    let mut attempts: BTreeMap<(&str, u32), Vec<&Line>> = BTreeMap::new();
-    let mut done = BTreeSet::new();
-    for line in &facts.lines {
-        match line.kind {
-            Kind::Start => attempts.entry((&*line.job, line.attempt)).or_default().push(line),
-            Kind::End => drop(done.insert(&*line.job)),
-            Kind::Write | Kind::Refused => {}
-        }
-    }
-    for task in &facts.tasks {
-        let Some(id) = &task.id else {
-            add(&mut counts, if task.refused { "refused" } else { "never answered" }, 1);
-            continue;
-        };
-        add(&mut counts, "accepted", 1);
-        let over = ["success", "failed", "revoked", "buried"];
-        match task.state.as_deref().and_then(|s| over.into_iter().find(|o| *o == s)) {
-            Some(state) => add(&mut counts, state, 1),
-            None => {
-                let text = format!("task {} {id} is {:?}", task.key, task.state);
-                verdict.complain(Wrong::Lost, text);
-                add(&mut counts, "lost", 1);
-            }
-        }
-        for part in &task.parts {
-            add(&mut counts, "parts", 1);
-            let runs = (1..100).filter_map(|n| attempts.get(&(&*part.id, n)));
-            let runs: Vec<&Vec<&Line>> = runs.collect();
-            add(&mut counts, "attempts that began", runs.len() as u64);
-            for lines in runs.iter().filter(|lines| lines.len() > 1) {
-                let text = format!("part {} ran one attempt as {}", part.id, ids(lines));
-                verdict.complain(Wrong::Doubled, text);
-            }
-            if part.state == "success" && !done.contains(&*part.id) {
-                verdict
-                    .complain(Wrong::Record, format!("part {} succeeded without a trace", part.id));
-            }
-            if task.bury && runs.len() > 1 {
-                let text = format!(
-                    "part {} ran {} times, and was to be buried at a loss",
-                    part.id,
-                    runs.len()
-                );
-                verdict.complain(Wrong::Doubled, text);
-            }
-        }
-    }
-    verdict.tasks = counts;
-}
-
-/// Each command ran at most once on each host, and where it says so.
-fn check_commands(facts: &Facts, verdict: &mut Verdict) {
-    let mut counts = Counts::new();
-    let mut starts: BTreeMap<(&str, &str), Vec<&Line>> = BTreeMap::new();
-    for line in facts.lines.iter().filter(|l| l.kind == Kind::Start) {
-        starts.entry((&*line.job, &*line.node)).or_default().push(line);
-    }
-    for command in &facts.commands {
-        add(&mut counts, "asked for, by host", (command.answers.len() + command.others) as u64);
-        add(&mut counts, "answered with success", command.answers.len() as u64);
-        add(&mut counts, "answered otherwise or not at all", command.others as u64);
-        for (host, data) in &command.answers {
-            let ran = starts.contains_key(&(&*command.name, &**host));
-            if !ran || *data != format!("said by {}\n", command.name) {
-                let text = format!("{} on {host} answered {data:?}, ran: {ran}", command.name);
-                verdict.complain(Wrong::Record, text);
-            }
-        }
-        for node in &facts.nodes {
-            let lines =
-                starts.get(&(&*command.name, &**node)).map(Vec::as_slice).unwrap_or_default();
-            if lines.len() > 1 {
-                let text = format!("{} ran on {node} as {}", command.name, ids(lines));
-                verdict.complain(Wrong::Doubled, text);
-            }
-        }
-    }
-    verdict.commands = counts;
-}
-
-/// What is kept of each run is what it has written: all of it, or what is missing is counted;
-/// of one that was cut off, the beginning.
-fn check_output(facts: &Facts, verdict: &mut Verdict) {
-    let mut counts = Counts::new();
-    let produced: BTreeMap<&str, u64> = facts
-        .lines
-        .iter()
-        .filter(|l| l.kind == Kind::End && !l.job.starts_with("command"))
-        .map(|l| (&*l.run_id, l.extra))
-        .collect();
-    for run in &facts.runs {
-        let (Some(text), true) = (facts.outputs.get(&run.id), run.job.is_some()) else { continue };
-        let line_of = |n: u64| format!("{} {n}\n", run.id);
-        let mut rest = text.as_str();
-        let (mut kept, mut next, mut gaps) = (0, 1, false);
-        while let Some((line, more)) = rest.split_once('\n') {
-            let number =
-                line.strip_prefix(&*run.id).and_then(|n| n.trim_start().parse::<u64>().ok());
-            match number {
-                Some(n) if n == next => {}
-                Some(n) if n > next => gaps = true,
-                _ => {
-                    let text = format!("{:?} {}: {line:?} where {next} was due", run.job, run.id);
-                    verdict.complain(Wrong::Output, text);
-                    break;
-                }
-            }
-            next = number.unwrap_or(next) + 1;
-            kept += 1;
-            rest = more;
-        }
-        add(&mut counts, "lines kept", kept);
-        add(&mut counts, "bytes dropped and counted", run.dropped);
-        if gaps && run.dropped == 0 {
-            let text = format!("{:?} {}: lines are missing in between", run.job, run.id);
-            verdict.complain(Wrong::Output, text);
-        }
-        let Some(lines) = produced.get(&*run.id) else { continue };
-        if run.state != "success" {
-            add(&mut counts, "lines of runs that were cut off", *lines);
-            continue;
-        }
-        add(&mut counts, "lines of runs that succeeded", *lines);
-        let bytes: u64 = (1..=*lines).map(|n| line_of(n).len() as u64).sum();
-        if text.len() as u64 + run.dropped != bytes {
-            let text = format!(
-                "{:?} {} on {} wrote {bytes} bytes: {} are kept and {} counted as dropped",
-                run.job,
-                run.id,
-                run.node,
-                text.len(),
-                run.dropped
-            );
-            verdict.complain(Wrong::Output, text);
-        }
-    }
-    verdict.output = counts;
 }
 
 fn ids(lines: &[&Line]) -> String {

@@ -12,6 +12,9 @@ use std::{collections::BTreeSet, fmt, time::Duration};
 pub(crate) enum Kind {
     /// SIGKILL to a master, a worker or an etcd member, which is started again later.
     Kill,
+    /// A worker ends itself as by SIGKILL when its next run comes to a certain place in its
+    /// life, and is started again later.
+    Crash,
     /// SIGSTOP, and later SIGCONT.
     Freeze,
     /// SIGTERM, and a new start when it has ended.
@@ -43,8 +46,9 @@ pub(crate) enum Kind {
 }
 
 /// How often each kind is drawn.
-const WEIGHTS: [(Kind, u32); 15] = [
+const WEIGHTS: [(Kind, u32); 16] = [
     (Kind::Kill, 20),
+    (Kind::Crash, 14),
     (Kind::Freeze, 14),
     (Kind::Restart, 8),
     (Kind::Cut, 12),
@@ -61,6 +65,10 @@ const WEIGHTS: [(Kind, u32); 15] = [
     (Kind::MongoKill, 3),
 ];
 
+/// Places of [`Kind::Crash`]: the failpoints of the worker's debug builds.
+const PLACES: [&str; 7] =
+    ["decided", "begun", "spawned", "exited", "ended", "delivering", "delivered"];
+
 /// A fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Fault {
@@ -69,7 +77,8 @@ pub(crate) struct Fault {
     pub(crate) of: String,
     /// The other party of a link.
     pub(crate) with: Option<String>,
-    /// How much: milliseconds of [`Kind::Slow`], seconds of [`Kind::Clock`].
+    /// How much: milliseconds of [`Kind::Slow`], seconds of [`Kind::Clock`]; the place of
+    /// [`Kind::Crash`].
     pub(crate) by: i64,
     /// How long after the beginning of its round it happens.
     pub(crate) after: Duration,
@@ -87,6 +96,7 @@ impl fmt::Display for Fault {
         match self.kind {
             Kind::Slow => write!(f, " by {} ms", self.by)?,
             Kind::Clock => write!(f, " by {} s", self.by)?,
+            Kind::Crash => write!(f, " at {}", self.place())?,
             _ => {}
         }
         write!(f, " for {:.1} s", self.hold.as_secs_f64())
@@ -118,12 +128,16 @@ impl Draw {
         }
     }
 
-    /// The next round: one to three faults that may overlap, of different parties.
+    /// The next round: one to four faults that may overlap, of different parties.
     pub(crate) fn round(&mut self) -> Vec<Fault> {
-        let n = [1, 1, 2, 2, 3][self.rng.usize(..5)];
+        let n = [1, 2, 2, 3, 4][self.rng.usize(..5)];
         let mut taken = BTreeSet::new();
         let mut faults = Vec::new();
-        while faults.len() < n {
+        // Of one kind there may not be so many parties.
+        for _ in 0..8 * n {
+            if faults.len() == n {
+                break;
+            }
             let fault = self.fault();
             let parties: Vec<String> =
                 [Some(fault.of.clone()), fault.with.clone()].into_iter().flatten().collect();
@@ -149,9 +163,11 @@ impl Draw {
         let (of, with) = self.parties(kind);
         let by = match kind {
             Kind::Slow => self.rng.i64(50..900),
-            // Back by minutes, ahead by as much as can be waited for.
-            Kind::Clock if self.rng.bool() => -self.rng.i64(5..300),
+            // Back by as much as leaves no more than a hundred slots of a job without a record of
+            // their own, ahead by as much as can be waited for.
+            Kind::Clock if self.rng.bool() => -self.rng.i64(5..180),
             Kind::Clock => self.rng.i64(3..20),
+            Kind::Crash => self.rng.i64(0..PLACES.len() as i64),
             _ => 0,
         };
         Fault { kind, of, with, by, after, hold }
@@ -198,7 +214,7 @@ impl Draw {
             }
             Kind::Disk => (format!("worker-{}", crate::stage::ON_DISK), None),
             Kind::Clock if self.rng.u8(..4) == 0 => (self.master(), None),
-            Kind::Clock | Kind::Lease => (self.worker(), None),
+            Kind::Clock | Kind::Lease | Kind::Crash => (self.worker(), None),
             Kind::Compact | Kind::Defrag => (self.member(), None),
             Kind::MongoFreeze | Kind::MongoKill => ("mongo".to_owned(), None),
         }
@@ -212,7 +228,11 @@ impl Draw {
                 4..6 => (self.worker(), self.master()),
                 6..8 => (self.master(), self.member()),
                 8..10 => (self.member(), self.member()),
-                10 => (self.worker(), "mongo".to_owned()),
+                // One does not talk to it.
+                10 => match self.rng.usize(..self.workers) {
+                    crate::stage::THROUGH_MASTER => continue,
+                    i => (format!("worker-{i}"), "mongo".to_owned()),
+                },
                 _ => (self.master(), "mongo".to_owned()),
             };
             if a != b {
@@ -231,6 +251,9 @@ impl Fault {
     pub(crate) async fn begin(&self, stage: &Stage) -> Result<()> {
         match self.kind {
             Kind::Kill => stage.process(&self.of).kill9(),
+            Kind::Crash => {
+                stage.process(&self.of).restart_with(&[("MEEPO_FAILPOINT", self.place())]);
+            }
             Kind::Freeze => stage.process(&self.of).stop(),
             Kind::Restart => {
                 let process = stage.process(&self.of);
@@ -262,7 +285,7 @@ impl Fault {
     /// When it cannot be undone.
     pub(crate) async fn end(&self, stage: &Stage) -> Result<()> {
         match self.kind {
-            Kind::Kill | Kind::Restart => stage.process(&self.of).restart(),
+            Kind::Kill | Kind::Crash | Kind::Restart => stage.process(&self.of).restart(),
             Kind::Freeze => stage.process(&self.of).cont(),
             Kind::Cut | Kind::CutOneWay | Kind::Close | Kind::Slow | Kind::Isolate => {
                 self.link(stage, None);
@@ -278,7 +301,12 @@ impl Fault {
 
     /// Whether it keeps a worker from ending its own runs.
     pub(crate) fn disables(&self) -> bool {
-        matches!(self.kind, Kind::Kill | Kind::Freeze) && self.of.starts_with("worker")
+        matches!(self.kind, Kind::Kill | Kind::Crash | Kind::Freeze)
+            && self.of.starts_with("worker")
+    }
+
+    fn place(&self) -> &'static str {
+        usize::try_from(self.by).ok().and_then(|i| PLACES.get(i)).copied().unwrap_or_default()
     }
 
     fn member(&self) -> usize {

@@ -60,14 +60,21 @@ pub(crate) struct Load {
 
 /// The jobs.
 pub(crate) fn rules() -> Vec<JobRule> {
-    let rule = |name: &str, step, once, rerun| JobRule { name: name.to_owned(), step, once, rerun };
+    let rule = |name: &str, step, once, rerun| JobRule {
+        name: name.to_owned(),
+        step,
+        once,
+        rerun,
+        lock: name == "locked",
+    };
     vec![
         rule("tick", 2, false, false),
         rule("made-up", 6, false, false),
         rule("lines", 10, false, false),
         rule("flood", 30, false, false),
         rule("once", 2, true, false),
-        rule("again", 5, true, true),
+        rule("again", 3, true, true),
+        rule("locked", 15, false, false),
     ]
 }
 
@@ -137,6 +144,7 @@ impl Load {
             // More than is kept of a run.
             "flood" => "lines 3000; ev end 3000",
             "once" => r#"reg "$REGISTERS/once"; lines 1; ev end 1"#,
+            "locked" => r#"reg "$REGISTERS/locked"; sleep 0.3; reg "$REGISTERS/locked"; ev end 0"#,
             // A register of its own for each slot: no attempt may write after a later one.
             "again" => {
                 r#"for i in 1 2 3 4 5 6 7 8 9 10; do reg "$REGISTERS/again-$MEEPO_SLOT"; sleep 0.4; done; ev end 0"#
@@ -156,6 +164,9 @@ impl Load {
         }
         if rule.rerun {
             job["on_node_loss"] = json!("rerun");
+        }
+        if rule.lock {
+            job["lock"] = json!({"name": "one", "wait": "40s"});
         }
         if rule.name == "made-up" {
             job["misfire"] = json!("all");

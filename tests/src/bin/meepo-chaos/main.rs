@@ -163,7 +163,7 @@ impl<'a> Chaos<'a> {
         let all = futures::future::join_all(faults.into_iter().map(one)).await;
         let last = Timestamp::now();
         let recovered = self.wait_well(last).await;
-        let now = Timestamp::now();
+        let took = Duration::try_from(Timestamp::now().duration_since(last)).unwrap_or_default();
         for happened in all {
             let (fault, at, undone) = match happened? {
                 Ok(happened) => happened,
@@ -178,7 +178,6 @@ impl<'a> Chaos<'a> {
                 let node = worker.context("a worker")?.node.clone();
                 self.disabled.push(Disabled { node, from: at, until: undone + BACK });
             }
-            let took = Duration::try_from(now.duration_since(undone)).unwrap_or_default();
             eprintln!(
                 "{:4} {at:.0} {fault}: recovered in {:.1} s",
                 self.rounds,

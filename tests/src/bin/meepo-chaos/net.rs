@@ -107,11 +107,10 @@ impl Net {
         let back = self.pump(&mut from_server, &mut to_client, to, &from);
         tokio::pin!(there, back);
         // A side that has said all it has to say may still listen; one that broke may not.
-        let whole = tokio::select! {
-            whole = &mut there => whole && back.await,
-            whole = &mut back => whole && there.await,
-        };
-        drop(whole);
+        tokio::select! {
+            whole = &mut there => if whole { back.await; },
+            whole = &mut back => if whole { there.await; },
+        }
     }
 
     /// Carries bytes until there are no more; false when the connection is to be closed.

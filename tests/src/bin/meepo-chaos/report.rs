@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, fmt::Write, fs, path::Path, time::Duration};
 #[derive(Debug, Clone)]
 pub(crate) struct Happened {
     pub(crate) fault: Fault,
-    /// From its end until everything worked again; `None` when that took too long.
+    /// From the end of its round until everything worked again; `None`: that took too long.
     pub(crate) recovered: Option<Duration>,
 }
 
@@ -135,9 +135,9 @@ impl Report {
         writeln!(out, "### Time to recover\n")?;
         writeln!(
             out,
-            "From the end of a fault until every master is ready, every worker connected, and \
-                       a slot that came after has run on every node. Faults of one round overlap and are \
-                       waited for together, so the time is that of the slowest of them.\n"
+            "From the end of a round of faults until every master is ready, every worker connected, \
+             and a slot that came after has run on every node: faults of one round overlap, and count \
+             together.\n"
         )?;
         writeln!(out, "| fault | how often | median | longest |\n|---|---|---|---|")?;
         for (kind, all) in kinds {

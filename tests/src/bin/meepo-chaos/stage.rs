@@ -26,7 +26,7 @@ const READY: Duration = secs(120);
 /// The worker whose data are on a disk of its own.
 pub(crate) const ON_DISK: usize = 3;
 /// The worker that delivers through the leading master.
-const THROUGH_MASTER: usize = 4;
+pub(crate) const THROUGH_MASTER: usize = 4;
 
 /// The cluster.
 pub(crate) struct Stage {

@@ -40,7 +40,7 @@ fn run(job: &str, id: &str, second: i64, state: &str) -> Run {
 }
 
 fn rule(name: &str, once: bool, rerun: bool) -> JobRule {
-    JobRule { name: name.into(), step: 10, once, rerun }
+    JobRule { name: name.into(), step: 10, once, rerun, lock: false }
 }
 
 /// A job on one node and one that runs once, three slots each, and all is well.
@@ -185,6 +185,24 @@ fn the_register_tells_who_went_on_too_long() {
     assert_eq!(found(frozen), []);
     let taken = |f: &mut Facts| f.lines.extend([write(Kind::Write, 120), write(Kind::Write, 110)]);
     assert_eq!(found(taken), [Wrong::Fence]);
+}
+
+#[test]
+fn a_lock_is_held_by_one_at_a_time() {
+    let held = |from: i64, until: i64| {
+        found(move |f| {
+            f.rules[0].lock = true;
+            for (kind, second) in [(Kind::Start, from), (Kind::End, until)] {
+                let line = line(kind, "each", "z", 0);
+                f.lines.push(Line { node: OTHER.into(), at: at(second), ..line });
+            }
+            f.runs.push(Run { node: OTHER.into(), ..run("each", "z", 0, "success") });
+            trace(f, "each1", Kind::End).at = at(15);
+        })
+    };
+    assert_eq!(held(3, 9), []);
+    assert_eq!(held(3, 11), [Wrong::Stale], "the next begins before it ends");
+    assert_eq!(held(12, 13), [Wrong::Stale], "it begins before the one before ends");
 }
 
 fn task(f: &mut Facts, state: Option<&str>) {
