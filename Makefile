@@ -7,7 +7,7 @@ ARGS ?=
 # Which tests: make test TESTS="deploy::"
 TESTS ?=
 
-.PHONY: help run test build dist check audit fmt bench clean deps-run deps-test
+.PHONY: help run test build dist check audit fmt bench chaos clean deps-run deps-test
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +45,11 @@ fmt: ## format the code
 bench: deps-test ## measure this machine and meepo on it, side by side
 	@$(CARGO) build --release --workspace --bins
 	@$(CARGO) run --release -p meepo-tests --bin meepo-bench -- $(ARGS)
+
+chaos: deps-test ## half an hour of faults for a real cluster under work, and a verdict
+	@scripts/fetch-mongod.sh >/dev/null
+	@$(CARGO) build --workspace --bins
+	@$(CARGO) run -p meepo-tests --bin meepo-chaos -- --duration 30m --at-least 200 --page docs/faults.md $(ARGS)
 
 clean: ## remove what was built; data (.meepo) and downloads (.cache) stay
 	@$(CARGO) clean

@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use meepo_core::{
     id::{Name, RunId},
     notify::Outcome,
-    run::{Cause, OutputChunk, RunRecord},
+    run::{Cause, OutputChunk, RunRecord, RunState},
 };
 use rusqlite::{Connection, Result, params};
 use std::{
@@ -273,7 +273,9 @@ impl Note {
     pub(super) fn new(record: &RunRecord) -> Self {
         let row = Row::record(record);
         let outcome = record.job.clone().zip(Outcome::of(record, true, false, None));
-        Self { row, run_id: record.run_id, again: may_come_again(record), outcome }
+        // A slot that passed is come to again when the worker dies before its cursor moves.
+        let passed = matches!(record.state, RunState::Missed | RunState::Skipped);
+        Self { row, run_id: record.run_id, again: passed || may_come_again(record), outcome }
     }
 }
 
