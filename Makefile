@@ -42,6 +42,13 @@ audit: ## known vulnerabilities of what is linked in; needs a network and cargo-
 fmt: ## format the code
 	@$(CARGO) fmt --all
 
+fuzz: deps-run ## fuzz what comes from outside, a minute each: make fuzz ARGS="600 cron"
+	@scripts/fuzz.sh $(ARGS)
+
+fuzz-api: deps-run ## ask the HTTP API everything that its OpenAPI document allows
+	@$(CARGO) build -p meepo --bin meepo
+	@scripts/fuzz-api.sh $(ARGS)
+
 bench: deps-test ## measure this machine and meepo on it, side by side
 	@$(CARGO) build --release --workspace --bins
 	@$(CARGO) run --release -p meepo-tests --bin meepo-bench -- $(ARGS)

@@ -91,6 +91,8 @@ pub(crate) enum Report {
     Round { job: Name, round: Round },
     /// This node has claimed the slot of a plan.
     Won(Box<Plan>),
+    /// A slot is lost to a claim of this node's own, perhaps of its last life.
+    Own { job: Name, slot: Timestamp, run_id: RunId, fence: i64 },
 }
 
 /// Where the agent shows how it is, and what it hears of the node's registration.
@@ -301,6 +303,9 @@ impl Agent {
             Report::Won(plan) => self.start((*plan).into()).await,
             Report::Claimed { job, claim } => {
                 self.found_claimed(&job, claim.map(|c| *c)).await;
+            }
+            Report::Own { job, slot, run_id, fence } => {
+                self.claimed_by_last_life(&job, slot, run_id, fence).await;
             }
             Report::Round { job, round } => self.claimed(&job, round),
         }
