@@ -220,7 +220,10 @@ impl Seal {
         let Some(inner) = &self.0 else { return encode(&value) };
         let old: Option<Value> = old.and_then(|old| serde_json::from_slice(old).ok());
         let old = old.and_then(|old| Signature::read(old.get(FIELD)).ok());
-        let newer_than = old.map(|old| old.issued_at);
+        // Also than one that was deleted, whatever clock its master had.
+        let seen = inner.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = seen.get(key).map(|floor| floor.issued_at);
+        let newer_than = old.map(|old| old.issued_at).max(seen);
         let place = Place { kind: Kind::Definition, node: None, key };
         let signature = inner.signer.sign(place, 0, None, newer_than, &canonical(&value));
         signed(&encode(&value), &signature)
