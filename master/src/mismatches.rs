@@ -4,10 +4,10 @@
 use crate::{metrics::Metrics, ops::Ops, sessions::beats::Beat};
 use etcd_client::{Compare, CompareOp, Txn, TxnOp};
 use jiff::{SignedDuration, Timestamp};
-use meepo_coord::keys;
+use meepo_coord::{Entry, keys};
 use meepo_core::{
     code::Code,
-    id::{NodeId, RunId},
+    id::{Name, NodeId, RunId},
     mismatch::{self, Found, Kind, Looks, Word},
     run::{RunRecord, RunState, to_millis},
 };
@@ -24,12 +24,17 @@ const MAX_RUNS: usize = 10_000;
 /// follow. Each is looked for once.
 const MAX_LOOKUPS: usize = 1_000;
 
+/// Keys deleted in one transaction.
+const AT_ONCE: usize = 40;
+
 /// Looks at every worker's last word once in a `lease_ttl`, and at records and requests
 /// once in three, while this master leads.
 pub async fn run(ops: Ops, lease_ttl: Duration, stop: CancellationToken) -> anyhow::Result<()> {
     let mut looks = Looks::new();
     let mut recorded = HashMap::new();
     let mut round = 0u32;
+    // How far what is told of spent jobs has been looked through.
+    let mut spent = 0;
     let mut tick = tokio::time::interval(lease_ttl);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -40,6 +45,7 @@ pub async fn run(ops: Ops, lease_ttl: Duration, stop: CancellationToken) -> anyh
         let Some(term) = ops.term().filter(|_| ops.view.changes().borrow().complete) else {
             looks.clear();
             recorded.clear();
+            spent = 0;
             continue;
         };
         round = round.wrapping_add(1);
@@ -54,6 +60,16 @@ pub async fn run(ops: Ops, lease_ttl: Duration, stop: CancellationToken) -> anyh
             }
             if let Err(e) = forget_orphans(&ops, term).await {
                 debug!(error = %e, "requests of forgotten nodes are not looked for");
+            }
+            let unassigned = ops.view.changes().borrow().unassigned;
+            if unassigned != spent {
+                match forget_spent(&ops, term).await {
+                    // Of what is left there is more to see.
+                    Ok(left) => spent = if left { spent } else { unassigned },
+                    Err(e) => {
+                        debug!(error = %e, "what is told of spent jobs is not looked through")
+                    }
+                }
             }
         }
         look(&ops, &mut looks, &recorded).await;
@@ -185,6 +201,44 @@ async fn forget_orphans(ops: &Ops, term: i64) -> Result<(), meepo_coord::CoordEr
         }
     }
     Ok(())
+}
+
+/// Deletes what is told of spent jobs that their nodes have no more. A worker that is there
+/// does so itself. Answers whether there is more to be looked at later.
+async fn forget_spent(ops: &Ops, term: i64) -> Result<bool, meepo_coord::CoordError> {
+    let (entries, _) = ops.etcd.list(keys::SPENT, None).await?;
+    let (mut orphans, mut left) = (Vec::new(), false);
+    {
+        let data = ops.view.read();
+        for entry in entries {
+            let Some((node, job)) = keys::node_and_job(&entry.key, keys::SPENT) else { continue };
+            match (data.is_assigned(&node, &job), data.health.contains_key(&node)) {
+                (true, _) => {}
+                (false, true) => left = true,
+                (false, false) => orphans.push((entry, node, job)),
+            }
+        }
+    }
+    for some in orphans.chunks(AT_ONCE) {
+        let mut compares = vec![Compare::create_revision(keys::LEADER, CompareOp::Equal, term)];
+        compares.extend(some.iter().flat_map(|(entry, node, job): &(Entry, NodeId, Name)| {
+            let key = keys::assignment(node, job);
+            [
+                Compare::mod_revision(entry.key.as_str(), CompareOp::Equal, entry.mod_revision),
+                Compare::create_revision(key, CompareOp::Equal, 0),
+            ]
+        }));
+        let deletes: Vec<TxnOp> =
+            some.iter().map(|(entry, ..)| TxnOp::delete(entry.key.as_str(), None)).collect();
+        let txn = Txn::new().when(compares).and_then(deletes);
+        if ops.etcd.txn("spent jobs", txn).await?.is_some() {
+            info!(keys = some.len(), "what was told of spent jobs of nodes that are away is gone");
+            count(&ops.metrics, Kind::OrphanSpent, some.len());
+        } else {
+            left = true;
+        }
+    }
+    Ok(left)
 }
 
 /// Counts remedies.

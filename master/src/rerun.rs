@@ -23,7 +23,7 @@ use meepo_core::{
     code::Code,
     id::{NodeId, RunId},
     job::{Assignment, OnNodeLoss, Placement},
-    placement::{At, Standing},
+    placement::Standing,
     run::{Cause, RunRecord, RunState, to_millis},
 };
 use meepo_logstore::{LogItem, LogStore};
@@ -73,6 +73,8 @@ enum Step {
 /// What was known of a run when it was looked at last.
 struct Seen {
     revision: i64,
+    /// When the key was seen as its worker wrote it, its word of the run's end left aside.
+    since: Instant,
     /// The process of its node's worker that was there, if one was.
     instance: Option<String>,
     /// When to look again.
@@ -121,14 +123,24 @@ impl Open {
                 continue;
             }
             let (revision, instance) = (at.revision, instance.map(str::to_owned));
-            let due = self.runs.get(key).and_then(|s| s.due);
-            let seen = Seen { revision, instance, due, by_news: false };
+            let known = self.runs.get(key);
+            let due = known.and_then(|s| s.due);
+            let same = known.filter(|s| s.revision == at.revision || at.value.ended);
+            let since = same.map_or(now, |s| s.since);
+            let seen = Seen { revision, since, instance, due, by_news: false };
             self.runs.insert(key.clone(), seen);
             fresh.push(key.clone());
         }
         for key in fresh {
             self.set(&key, Some(now), false);
         }
+    }
+
+    /// Since when a run's node has not been there. A node that comes back may claim, or find
+    /// out that it has claimed, before it shows itself: so not before the key was written.
+    fn since(&self, key: &Key) -> Option<Instant> {
+        let away = *self.away.get(&key.0)?;
+        Some(self.runs.get(key).map_or(away, |seen| away.max(seen.since)))
     }
 
     /// Sets when a run is looked at again.
@@ -178,7 +190,10 @@ pub async fn run(
             open.look(&view, version.news, now);
             while let Some(key) = open.pop(now) {
                 let Some(at) = view.read().reruns.get(&key).cloned() else { continue };
-                let (step, known) = look(&*store, &view, &open.away, &key, &at.value).await;
+                // Before it is decided: should the node come back meanwhile, nothing is done.
+                let away = !view.read().health.contains_key(&key.0);
+                let since = open.since(&key);
+                let (step, known) = look(&*store, &view, since, &key, &at.value).await;
                 let outcome = match step {
                     Step::Leave => continue,
                     Step::Later(then) => {
@@ -199,8 +214,9 @@ pub async fn run(
                         }
                     }
                     Step::Move(to, assignment) => {
-                        let moved = again(&etcd, &view, term, &key, &at, &to, *assignment).await;
-                        moved.map_err(Into::into)
+                        let when = unchanged(term, &key, at.revision, away);
+                        let moved = again(&etcd, &view, when, &key, &at.value, &to, *assignment);
+                        moved.await.map_err(Into::into)
                     }
                 };
                 if let Err(e) = outcome {
@@ -222,11 +238,12 @@ pub async fn run(
     }
 }
 
-/// What is to be done about a run, and what the log store has of it.
+/// What is to be done about a run whose node is away since then, if it is; and what the log
+/// store has of it.
 async fn look(
     store: &dyn LogStore,
     view: &View,
-    away: &HashMap<NodeId, Instant>,
+    since: Option<Instant>,
     (node, run_id): &Key,
     record: &RerunRecord,
 ) -> (Step, Option<RunRecord>) {
@@ -240,8 +257,7 @@ async fn look(
         }
         Some(_) => {}
         None => {
-            let since = away.get(node).copied().unwrap_or(now);
-            let until = since + record.lease_ttl.0 + ENDED;
+            let until = since.unwrap_or(now) + record.lease_ttl.0 + ENDED;
             if now < until {
                 return (Step::Later(until), None);
             }
@@ -253,7 +269,17 @@ async fn look(
         Some((RunState::Lost, _)) => true,
         // The node had lost its lease, and so its right to the slot.
         Some((RunState::Killed, Code::ETCD)) => true,
-        Some((state, _)) if state.is_final() => return (Step::Ended, known),
+        Some((state, code)) if state.is_final() => match left(record) {
+            // The further attempt is the worker's, which takes the key for it; or that of
+            // another node, if this one is lost.
+            Some(left) if !record.ended && tried_again(view, record, code) => {
+                if there {
+                    return (Step::Later(now + left), known);
+                }
+                true
+            }
+            _ => return (Step::Ended, known),
+        },
         // A worker that lives tells what became of its last life's runs.
         _ if there && !record.ended => false,
         _ => true,
@@ -267,8 +293,7 @@ fn decide(view: &View, node: &NodeId, record: &RerunRecord, now: Instant) -> Ste
     if record.reruns >= MAX_RERUNS {
         return Step::GiveUp("it was run again often enough");
     }
-    let left = MAX_AGE - Timestamp::now().duration_since(record.slot);
-    let Some(left) = Duration::try_from(left).ok().filter(|left| !left.is_zero()) else {
+    let Some(left) = left(record) else {
         return Step::GiveUp("its slot is more than a day ago");
     };
     let data = view.read();
@@ -287,6 +312,23 @@ fn decide(view: &View, node: &NodeId, record: &RerunRecord, now: Instant) -> Ste
     match data.fleet.successor(&record.job, &record.tree, node) {
         Some((to, assignment)) => Step::Move(to, Box::new(assignment)),
         None => Step::Nobody(now + left),
+    }
+}
+
+/// How long its slot may still be run again.
+fn left(record: &RerunRecord) -> Option<Duration> {
+    let left = MAX_AGE - Timestamp::now().duration_since(record.slot);
+    Duration::try_from(left).ok().filter(|left| !left.is_zero())
+}
+
+/// Whether the worker that had a run tries it again by itself after it has ended with `code`.
+fn tried_again(view: &View, record: &RerunRecord, code: Code) -> bool {
+    match view.read().fleet.standing(&record.job, &record.tree) {
+        Standing::On(spec) => {
+            spec.retry.as_ref().is_some_and(|r| r.wait(record.attempt, code, 0).is_some())
+        }
+        Standing::Unreadable => true,
+        Standing::Gone | Standing::Moved | Standing::Off => false,
     }
 }
 
@@ -346,36 +388,34 @@ fn not_again(
     }
 }
 
-/// The comparisons without which nothing is done: this master leads, and nobody was faster.
-fn unchanged(term: i64, key: &str, revision: i64) -> [Compare; 2] {
-    [
+/// The comparisons without which nothing is done: this master leads, nobody was faster, and a
+/// node that it took for `away` has not come back. What a master sees may be old.
+fn unchanged(term: i64, key: &Key, revision: i64, away: bool) -> Vec<Compare> {
+    let (node, run_id) = key;
+    let mut when = vec![
         Compare::create_revision(keys::LEADER, CompareOp::Equal, term),
-        Compare::mod_revision(key, CompareOp::Equal, revision),
-    ]
+        Compare::mod_revision(keys::rerun(node, *run_id), CompareOp::Equal, revision),
+    ];
+    when.extend(away.then(|| Compare::create_revision(keys::health(node), CompareOp::Equal, 0)));
+    when
 }
 
-async fn forget(
-    etcd: &Etcd,
-    term: i64,
-    (node, run_id): &Key,
-    revision: i64,
-) -> Result<(), CoordError> {
-    let key = keys::rerun(node, *run_id);
-    let txn = Txn::new().when(unchanged(term, &key, revision));
+async fn forget(etcd: &Etcd, term: i64, key: &Key, revision: i64) -> Result<(), CoordError> {
+    let txn = Txn::new().when(unchanged(term, key, revision, false));
+    let key = keys::rerun(&key.0, key.1);
     etcd.txn(&key, txn.and_then([TxnOp::delete(key.as_str(), None)])).await.map(drop)
 }
 
 async fn again(
     etcd: &Etcd,
     view: &View,
-    term: i64,
+    when: Vec<Compare>,
     (node, run_id): &Key,
-    at: &At<RerunRecord>,
+    old: &RerunRecord,
     to: &NodeId,
     assignment: Assignment,
 ) -> Result<(), CoordError> {
     let (key, new) = (keys::rerun(node, *run_id), RunId(Uuid::now_v7()));
-    let old = &at.value;
     let now = to_millis(Timestamp::now());
     let attempt = old.attempt.saturating_add(1);
     let trigger = TriggerRecord {
@@ -397,7 +437,7 @@ async fn again(
         TxnOp::put(keys::trigger(to, new), view.seal().trigger(term, to, new, &trigger), None),
         TxnOp::put(keys::rerun(to, new), encode(&record), None),
     ];
-    let txn = Txn::new().when(unchanged(term, &key, at.revision)).and_then(ops);
+    let txn = Txn::new().when(when).and_then(ops);
     if let Some(fence) = etcd.txn(&key, txn).await? {
         let job = &old.job;
         info!(%job, lost = %run_id, %node, run_id = %new, %to, attempt, fence, "run again");

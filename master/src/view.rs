@@ -50,6 +50,8 @@ pub struct Version {
     pub nodes: u64,
     /// Grows with these, with definitions and with [`Data::reruns`].
     pub news: u64,
+    /// Grows when an assignment goes, and when all have been listed anew.
+    pub unassigned: u64,
     /// The newest of those at which a definition was put, at the root and below: each prefix
     /// has a watch of its own, and one may be behind another.
     pub defined: [i64; 2],
@@ -164,6 +166,12 @@ impl Data {
         let (online, drained) = (health.is_some(), self.drains.contains_key(id));
         let facts = facts.clone();
         self.fleet.set_node(NodeInfo { id: id.clone(), online, drained, labels, facts });
+    }
+
+    /// Whether a job is assigned to a node, by whomever.
+    pub fn is_assigned(&self, node: &NodeId, job: &Name) -> bool {
+        // The fleet does not know the oldest form of key.
+        self.fleet.holds(node, job) || self.by_hand.get(job).is_some_and(|n| n.contains_key(node))
     }
 
     /// Takes a value in.
@@ -404,6 +412,7 @@ impl View {
                     revision,
                     nodes: version.nodes + 1,
                     news: version.news + 1,
+                    unassigned: version.unassigned + 1,
                     defined: [revision; 2],
                 };
             }
@@ -424,6 +433,7 @@ impl View {
                         }
                         Change::Delete { key, revision, .. } => {
                             data.delete(key);
+                            version.unassigned += u64::from(key.starts_with(keys::ASSIGNMENTS));
                             *revision
                         }
                     };

@@ -36,6 +36,7 @@ pub struct Builder {
     pub(crate) through_master: bool,
     tls: bool,
     etcd_tls: bool,
+    etcd_args: Vec<String>,
 }
 
 impl Default for Builder {
@@ -51,6 +52,7 @@ impl Default for Builder {
             through_master: false,
             tls: false,
             etcd_tls: false,
+            etcd_args: Vec::new(),
         }
     }
 }
@@ -124,13 +126,19 @@ impl Builder {
         self
     }
 
+    /// One more argument of every etcd member.
+    pub fn etcd_arg(mut self, arg: &str) -> Self {
+        self.etcd_args.push(arg.to_owned());
+        self
+    }
+
     /// Starts it all and waits until every part is ready.
     pub async fn start(self) -> Cluster {
         let dir = TestDir::new();
         let pki = self.tls.then(|| Pki::new(&dir.path().join("tls")));
         let etcd = match &pki {
             Some(pki) if self.etcd_tls => Etcd::start_tls(self.etcd, dir.path(), pki).await,
-            _ => Etcd::start(self.etcd, dir.path()).await,
+            _ => Etcd::start_with(self.etcd, dir.path(), &self.etcd_args).await,
         };
         let (mongo, logs) = self.open_logs(dir.path()).await;
         let count = self.workers;

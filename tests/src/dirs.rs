@@ -41,6 +41,13 @@ impl TestDir {
     pub fn path(&self) -> &Path {
         self.0.as_ref().expect("taken by drop only").path()
     }
+
+    /// Keeps it beyond its end, for reading.
+    pub fn keep(&mut self) {
+        if let Some(dir) = &mut self.0 {
+            dir.disable_cleanup(true);
+        }
+    }
 }
 
 impl Default for TestDir {

@@ -99,7 +99,12 @@ impl Etcd {
     /// Starts `count` members with their data and logs below `dir` and waits until
     /// all are healthy. The program is `etcd`, or what `MEEPO_TEST_ETCD` names.
     pub async fn start(count: usize, dir: &Path) -> Self {
-        Self::launch(count, dir, None).await
+        Self::launch(count, dir, None, &[]).await
+    }
+
+    /// The same, with more arguments of every member.
+    pub async fn start_with(count: usize, dir: &Path, args: &[String]) -> Self {
+        Self::launch(count, dir, None, args).await
     }
 
     /// As [`Self::start`], but clients must speak TLS and show a certificate; peers do as
@@ -107,15 +112,21 @@ impl Etcd {
     /// made him.
     pub async fn start_tls(count: usize, dir: &Path, pki: &Pki) -> Self {
         let server = pki.server("etcd");
-        Self::launch(count, dir, Some((Tls { ca: pki.ca(), root: pki.user("root") }, server))).await
+        let tls = Tls { ca: pki.ca(), root: pki.user("root") };
+        Self::launch(count, dir, Some((tls, server)), &[]).await
     }
 
-    async fn launch(count: usize, dir: &Path, tls: Option<(Tls, Pair)>) -> Self {
+    async fn launch(
+        count: usize,
+        dir: &Path,
+        tls: Option<(Tls, Pair)>,
+        args: &[String],
+    ) -> Self {
         for attempt in 1..=ATTEMPTS {
             let dir = dir.join(format!("etcd-{attempt}"));
             std::fs::create_dir_all(&dir).expect("a folder for etcd");
             let (commands, user) = (AtomicU32::new(0), OnceLock::new());
-            let members = members(count, &dir, tls.as_ref());
+            let members = members(count, &dir, tls.as_ref(), args);
             let tls = tls.as_ref().map(|(tls, _)| tls.clone());
             let etcd = Self { members, tls, dir, commands, user };
             if etcd.settle().await {
@@ -194,7 +205,12 @@ impl Etcd {
     }
 }
 
-fn members(count: usize, dir: &Path, tls: Option<&(Tls, Pair)>) -> Vec<Member> {
+fn members(
+    count: usize,
+    dir: &Path,
+    tls: Option<&(Tls, Pair)>,
+    more: &[String],
+) -> Vec<Member> {
     let scheme = if tls.is_some() { "https" } else { "http" };
     let program = std::env::var_os("MEEPO_TEST_ETCD").unwrap_or_else(|| "etcd".into());
     let plan: Vec<(String, String, String)> = (0..count)
@@ -221,7 +237,9 @@ fn members(count: usize, dir: &Path, tls: Option<&(Tls, Pair)>) -> Vec<Member> {
             // What the deployment guide asks for; see deploy/systemd.
             ["--backend-batch-limit", "1000"],
         ];
-        let mut spec = Spec::new(&name, &program, &args.concat(), dir);
+        let all: Vec<&str> =
+            args.concat().into_iter().chain(more.iter().map(String::as_str)).collect();
+        let mut spec = Spec::new(&name, &program, &all, dir);
         if let Some((tls, server)) = tls {
             for (flag, value) in [
                 ("--cert-file", server.cert.display().to_string()),

@@ -300,9 +300,9 @@ async fn every_mutating_call_of_grpc_leaves_one_record() {
         Channel::from_shared(cluster.master(0).grpc_url()).unwrap().connect().await.unwrap();
     use pb::{
         ActOnTaskRequest, ApplyJobRequest, DrainRequest, ExecRequest, JobName, LabelRequest,
-        NodeName, PutTaskRequest, RunId, TriggerRequest, exec_client::ExecClient,
-        jobs_client::JobsClient, nodes_client::NodesClient, runs_client::RunsClient,
-        tasks_client::TasksClient,
+        NodeName, NotifyName, PutTaskRequest, RunId, TriggerRequest, exec_client::ExecClient,
+        jobs_client::JobsClient, nodes_client::NodesClient, notify_client::NotifyClient,
+        runs_client::RunsClient, tasks_client::TasksClient,
     };
     let mut covered = BTreeSet::new();
     macro_rules! call {
@@ -361,6 +361,22 @@ async fn every_mutating_call_of_grpc_leaves_one_record() {
         ActOnTaskRequest { id: task.clone(), verb: "cancel".into(), ..Default::default() }
     );
     access_calls(&channel, &mut covered).await;
+    let object = |fields: Vec<(&str, prost_types::Value)>| prost_types::Struct {
+        fields: fields.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
+    };
+    let value = |kind| prost_types::Value { kind: Some(kind) };
+    let command =
+        value(prost_types::value::Kind::StructValue(object(vec![("program", text("x"))])));
+    let channel_x = object(vec![("name", text("x")), ("command", command)]);
+    let to = prost_types::ListValue { values: vec![text("x")] };
+    let to = value(prost_types::value::Kind::ListValue(to));
+    let rule_y = object(vec![("name", text("y")), ("to", to)]);
+    let named = |name: &str| NotifyName { name: name.into() };
+    call!(NotifyClient, put_channel, "Notify/PutChannel", channel_x);
+    call!(NotifyClient, test_channel, "Notify/TestChannel", named("x"));
+    call!(NotifyClient, put_rule, "Notify/PutRule", rule_y);
+    call!(NotifyClient, delete_rule, "Notify/DeleteRule", named("y"));
+    call!(NotifyClient, delete_channel, "Notify/DeleteChannel", named("x"));
     let writes: BTreeSet<String> =
         calls().into_iter().filter(|c| !READS.contains(&c.as_str())).collect();
     assert_eq!(covered, writes, "a call without a request here");

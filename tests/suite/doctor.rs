@@ -1,8 +1,12 @@
 //! Things are broken, and the doctor says which, in words.
 
+mod parts;
+mod slow;
+
 use crate::fleet::{SOON, apply, quick, wait_runs, wait_session};
 use meepo_tests::{Cluster, Logs, Output, eventually, secs};
 use serde_json::{Value, json};
+use std::time::Duration;
 
 async fn doctor(cluster: &Cluster, more: &[&str]) -> Output {
     let etcd = cluster.etcd().urls();
@@ -19,7 +23,17 @@ async fn wait_finding(
     subject: &str,
     words: &[&str],
 ) -> (i32, String) {
-    eventually(SOON, format!("{severity} {subject} {words:?}"), async || {
+    wait_finding_for(SOON, cluster, severity, subject, words).await
+}
+
+async fn wait_finding_for(
+    patience: Duration,
+    cluster: &Cluster,
+    severity: &str,
+    subject: &str,
+    words: &[&str],
+) -> (i32, String) {
+    eventually(patience, format!("{severity} {subject} {words:?}"), async || {
         let out = doctor(cluster, &["-o", "json"]).await;
         let d: Value = serde_json::from_str(&out.stdout).map_err(|e| format!("{e}: {out:?}"))?;
         let worst = match d["status"].as_str() {

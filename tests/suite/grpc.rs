@@ -1,5 +1,8 @@
 //! The gRPC API of a real server, through generated clients, as grpcurl would use it.
 
+mod history;
+mod notify;
+
 use crate::shared::{NODE, gated, open, server};
 use futures::StreamExt;
 use meepo_proto::v1::{
@@ -293,7 +296,7 @@ fn tokio_stream_once<T>(item: T) -> impl futures::Stream<Item = T> {
     futures::stream::once(std::future::ready(item))
 }
 
-const SERVICES: [&str; 5] = ["Jobs", "Runs", "Nodes", "Exec", "Cron"];
+const SERVICES: [&str; 6] = ["Jobs", "Runs", "Nodes", "Exec", "Cron", "Notify"];
 
 #[tokio::test]
 async fn reflection_lists_and_describes_the_services() {

@@ -5,6 +5,9 @@ use meepo_tests::{Cluster, eventually, secs};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
+mod ages;
+mod once;
+
 fn ids(list: &Value) -> Vec<String> {
     let runs = list["runs"].as_array().unwrap_or_else(|| panic!("{list}"));
     runs.iter().map(|r| r["run_id"].as_str().unwrap().to_owned()).collect()

@@ -1,7 +1,7 @@
 //! Output as it is written, at any master, to many at once, over broken connections.
 
 use crate::{
-    fleet::{SOON, apply, quick, wait_session},
+    fleet::{SOON, apply, quick, wait_runs, wait_session},
     pipeline::master::leader,
 };
 use futures::StreamExt;
@@ -165,6 +165,40 @@ async fn many_followers_of_one_run_cost_one_stream() {
         if left == 0 { Ok(()) } else { Err(left.to_string()) }
     })
     .await;
+}
+
+#[tokio::test]
+async fn followers_of_a_synchronous_command_share_its_stream() {
+    let cluster = Cluster::builder().masters(2).start().await;
+    let api = cluster.api();
+    wait_session(&api, "127.0.0.2").await;
+    let worker = cluster.worker(0).metrics();
+    let said = cluster.dir().join("said");
+    std::fs::write(&said, "").unwrap();
+    let cmd = format!("exec tail -n +1 -s 0.01 -f --pid=$PPID {}", said.display());
+    let talking = async { cluster.cli(&["run", "-t", "all", "--timeout", "5m", "--", &cmd]).await };
+    let following = async {
+        let run = wait_runs(&api, "cause=exec&state=running", 1).await[0]["run_id"].clone();
+        let talker = Talker { said, run: run.as_str().unwrap().to_owned() };
+        let mut followers = Vec::new();
+        for n in 0..20 {
+            let api = cluster.master(n % 2).api();
+            followers.push(Follower::start(&api, &talker.run, None).await);
+        }
+        talker.say("hello");
+        for follower in &mut followers {
+            follower.read_text("hello\n").await;
+        }
+        let streams = metric(&worker, "meepo_worker_follow_streams").await;
+        assert_eq!(streams, 1, "one for the command and everybody who follows it");
+        talker.end(&api).await;
+        for follower in &mut followers {
+            follower.read(|f| f.end.is_some()).await;
+            assert_eq!(follower.text, "hello\n");
+        }
+    };
+    let (ran, ()) = tokio::join!(talking, following);
+    assert!(ran.code != 0 && ran.stdout.contains("hello"), "it was killed: {ran:?}");
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ mod audit;
 mod auth;
 mod bad_input;
 mod bounds;
+mod chaos;
 mod cli;
 mod coord;
 mod crashes;

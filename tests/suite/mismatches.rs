@@ -179,3 +179,44 @@ async fn requests_for_a_node_that_was_forgotten_go_with_it() {
     // One that is only away finds its request when it is back.
     assert!(coord.get(&key("away")).await.unwrap().is_some());
 }
+
+#[tokio::test]
+async fn what_is_told_of_spent_jobs_goes_with_their_assignment_also_of_nodes_that_stay_away() {
+    let cluster = quick().workers(2).start().await;
+    let (api, coord) = (cluster.api(), coord(&cluster).await);
+    let job = |name: &str| {
+        let every = "* * * * * *";
+        json!({"name": name, "cmd": "true", "schedule": every, "max_runs": 1})
+    };
+    apply(&api, job("deleted")).await;
+    apply(&api, job("stays")).await;
+    let there = async |key: &str| coord.get(key).await.unwrap().is_some();
+    let wait = async |what: &str, key: &str, wanted: bool| {
+        eventually(SOON, format!("{what}: {key}"), async || {
+            if there(key).await == wanted { Ok(()) } else { Err(format!("there: {}", !wanted)) }
+        })
+        .await;
+    };
+    for key in [
+        "/meepo/spent/127.0.0.2/deleted",
+        "/meepo/spent/127.0.0.2/stays",
+        "/meepo/spent/127.0.0.3/deleted",
+        "/meepo/spent/127.0.0.3/stays",
+    ] {
+        wait("the runs are used up", key, true).await;
+    }
+    cluster.worker(0).process().kill9();
+    wait("the node is away", "/agent/health/127.0.0.2", false).await;
+    // The job goes.
+    assert_eq!(api.http("DELETE", "/v1/jobs/deleted", None).await.0, 200);
+    wait("what was told of it goes", "/meepo/spent/127.0.0.2/deleted", false).await;
+    wait_count(&cluster, "orphan_spent", 1).await;
+    wait("its worker does so itself", "/meepo/spent/127.0.0.3/deleted", false).await;
+    // One that is only away keeps the job, which is over there.
+    assert!(there("/meepo/spent/127.0.0.2/stays").await);
+    // The node goes.
+    coord.delete("/meepo/nodes/127.0.0.2").await.unwrap();
+    wait("what was told of its jobs goes", "/meepo/spent/127.0.0.2/stays", false).await;
+    wait_count(&cluster, "orphan_spent", 2).await;
+    assert!(there("/meepo/spent/127.0.0.3/stays").await);
+}

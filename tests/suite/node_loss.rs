@@ -1,5 +1,7 @@
 //! Runs whose node is lost: repeated elsewhere exactly once, whoever dies meanwhile.
 
+mod retries;
+
 use crate::fleet::{SOON, apply, quick, runs, wait_runs};
 use jiff::{SignedDuration, Timestamp};
 use meepo_tests::{Cluster, eventually};

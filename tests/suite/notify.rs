@@ -7,6 +7,8 @@ mod events;
 mod limits;
 mod mail;
 mod receiver;
+mod reminders;
+mod secure;
 
 use crate::fleet::{SOON, apply};
 use meepo_tests::{Api, Cluster, eventually};

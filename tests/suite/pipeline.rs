@@ -2,11 +2,13 @@
 //! that die on the way; spools that are full. What jobs wrote is compared with what is stored:
 //! nothing is lost but what was dropped and counted, nothing is there twice, all is in order.
 
+mod intake;
 mod lines;
 pub(crate) mod master;
 mod mongod;
 
 use crate::fleet::{SOON, apply, quick, runs, wait_runs, wait_session};
+use futures::StreamExt;
 use lines::{Lines, metric, wait_metric};
 use meepo_tests::{Logs, eventually, millis, secs};
 use mongod::SmallDisk;
@@ -139,26 +141,45 @@ async fn output_that_is_too_old_is_dropped_and_counted() {
 
 #[tokio::test]
 async fn new_results_do_not_wait_for_a_backlog() {
-    let rate = ["--catchup-rate", "40"];
+    // All that a worker finds when it starts; it takes twenty seconds.
+    backlog(400, "20", true).await;
+}
+
+/// What piles up while the log store is away is a backlog, too, if it is more than a batch.
+#[tokio::test]
+async fn new_results_do_not_wait_for_the_backlog_of_an_outage() {
+    backlog(2_300, "100", false).await;
+}
+
+async fn backlog(count: usize, rate: &str, restarts: bool) {
     let build = quick().logs(Logs::OwnMongo);
+    let rate = ["--catchup-rate", rate];
     let cluster = rate.iter().fold(build, |b, arg| b.worker_arg(arg)).start().await;
     let api = cluster.api();
     let brief = json!({"name": "brief", "cmd": "echo something", "concurrency": "allow"});
     apply(&api, brief).await;
     apply(&api, json!({"name": "new", "cmd": "echo new"})).await;
     cluster.mongo().pause();
-    for _ in 0..400 {
-        let (status, body) = api.post("/v1/jobs/brief/trigger", json!({})).await;
+    let trigger = async |name: &str| {
+        let (status, body) = api.post(&format!("/v1/jobs/{name}/trigger"), json!({})).await;
         assert_eq!(status, 202, "{body}");
+    };
+    let all = futures::stream::iter(0..count).for_each_concurrent(8, async |_| {
+        trigger("brief").await;
+    });
+    all.await;
+    // A record each, and output.
+    wait_metric(&cluster, 0, "spool_items", |n| n >= count as i64).await;
+    if restarts {
+        cluster.worker(0).process().restart();
+        cluster.wait_online(0).await;
     }
-    wait_metric(&cluster, 0, "spool_items", |n| n >= 800).await;
-    // All that is there now is a backlog, which takes twenty seconds.
-    cluster.worker(0).process().restart();
-    cluster.wait_online(0).await;
     cluster.mongo().resume();
     wait_session(&api, "127.0.0.2").await;
-    let (status, body) = api.post("/v1/jobs/new/trigger", json!({})).await;
-    assert_eq!(status, 202, "{body}");
+    if !restarts {
+        wait_metric(&cluster, 0, "spool_backlog_items", |n| n > 0).await;
+    }
+    trigger("new").await;
     wait_runs(&api, "job=new&state=success", 1).await;
     let left = metric(&cluster, 0, "spool_backlog_items").await;
     assert!(left > 100, "the new run was stored when {left} items of the backlog were left");
@@ -167,7 +188,7 @@ async fn new_results_do_not_wait_for_a_backlog() {
     assert_eq!(page["chunks"][0]["text"], "new\n");
     wait_metric(&cluster, 0, "spool_backlog_items", |n| n == 0).await;
     // Some may have run when their worker was killed.
-    assert_eq!(runs(&api, "job=brief&state=success,lost").await.len(), 400);
+    assert_eq!(runs(&api, "job=brief&state=success,lost").await.len(), count);
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ mod crashes;
 mod failover;
 mod given;
 mod grpc;
+mod idle;
 mod nodes;
 mod queues;
 mod repeats;

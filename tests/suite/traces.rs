@@ -16,7 +16,10 @@ use std::{
     sync::{Arc, Mutex},
 };
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status, transport::Server};
+use tonic::{
+    Request, Response, Status,
+    transport::{Identity, Server, ServerTlsConfig},
+};
 
 /// A span as it was sent.
 #[derive(Debug, Clone)]
@@ -77,10 +80,24 @@ impl TraceService for Collector {
 
 impl Collector {
     async fn start() -> (Self, String) {
+        Self::serve(Server::builder(), "http").await
+    }
+
+    /// Over TLS, by a certificate of its own, which is answered as PEM.
+    async fn start_tls() -> (Self, String, String) {
+        let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        let (pem, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+        let tls = ServerTlsConfig::new().identity(Identity::from_pem(&pem, key));
+        let server = Server::builder().tls_config(tls).unwrap();
+        let (collector, url) = Self::serve(server, "https").await;
+        (collector, url, pem)
+    }
+
+    async fn serve(mut server: Server, scheme: &str) -> (Self, String) {
         let collector = Self::default();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let serving = Server::builder()
+        let url = format!("{scheme}://{}", listener.local_addr().unwrap());
+        let serving = server
             .add_service(TraceServiceServer::new(collector.clone()))
             .serve_with_incoming(TcpListenerStream::new(listener));
         tokio::spawn(serving);
@@ -176,6 +193,28 @@ async fn a_trigger_and_a_command_are_one_trace_each_down_to_the_process() {
     let of_worker = |s: &Sent| s.name == "run" && s.trace == outer.0;
     let of_worker = collector.wait("of the worker", of_worker).await;
     assert_eq!(of_worker.parent, passed_on.id, "{of_worker:?}");
+}
+
+#[tokio::test]
+async fn spans_go_over_tls_to_a_collector_that_the_host_trusts() {
+    let (collector, url, pem) = Collector::start_tls().await;
+    let cluster = quick().start().await;
+    let ca = cluster.dir().join("ca.pem");
+    std::fs::write(&ca, pem).unwrap();
+    let env = [("MEEPO_OTLP_ENDPOINT", &*url), ("SSL_CERT_FILE", ca.to_str().unwrap())];
+    let api = cluster.api();
+    // It is trusted on the worker's host and not on the master's.
+    cluster.worker(0).process().restart_with(&env);
+    cluster.master(0).process().restart_with(&env[..1]);
+    cluster.master(0).wait_ready().await;
+    wait_session(&api, "127.0.0.2").await;
+    cluster.cli(&["run", "-t", "all", "--", "true"]).await.ok();
+    let run = collector.wait("of the worker", |s| s.name == "run").await;
+    assert_eq!(run.service, "meepo-worker", "{run:?}");
+    cluster.master(0).process().restart_with(&env);
+    cluster.master(0).wait_ready().await;
+    wait_session(&api, "127.0.0.2").await;
+    collector.wait("of the master", |s| s.service == "meepo-master").await;
 }
 
 async fn run_spec(spec: meepo_tests::Spec) -> String {

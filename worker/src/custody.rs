@@ -1,11 +1,16 @@
 //! Keys in etcd that stand for runs which are to be started again elsewhere should this
 //! node be lost (`on_node_loss: rerun`): written with the claim, deleted when the end of
-//! the run is durable.
+//! the run is durable. When a further attempt was promised with that end, the key is not
+//! deleted but becomes that attempt's, in one transaction: so one look at etcd tells, also
+//! a later life of this worker, whether the slot is this node's still or the leader has
+//! given it to another.
 
+use crate::engine::Plan;
+use etcd_client::{Compare, CompareOp, Txn, TxnOp};
 use jiff::Timestamp;
 use meepo_coord::{
-    Etcd, keys,
-    records::{RerunRecord, encode},
+    CoordError, Etcd, keys,
+    records::{RerunRecord, decode, encode},
 };
 use meepo_core::{
     code::Code,
@@ -31,13 +36,15 @@ pub struct Custody {
     node: NodeId,
     instance: String,
     lease_ttl: Duration,
-    open: Mutex<HashMap<RunId, RerunRecord>>,
+    open: Arc<Mutex<HashMap<RunId, RerunRecord>>>,
     lapsed: Notify,
     promised: Arc<Mutex<HashMap<RunId, Promised>>>,
+    /// Told when etcd has answered for one of them.
+    answered: Arc<Notify>,
 }
 
-/// A further attempt of a run whose key is to be deleted first: while it is there, the
-/// leader may give the slot to another node.
+/// A further attempt that must have its key before it begins: until then the leader may
+/// have given the slot to another node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Promised {
     /// etcd has not answered yet.
@@ -53,9 +60,10 @@ impl Custody {
             node,
             instance,
             lease_ttl,
-            open: Mutex::default(),
+            open: Arc::default(),
             lapsed: Notify::new(),
             promised: Arc::default(),
+            answered: Arc::default(),
         }
     }
 
@@ -123,19 +131,17 @@ impl Custody {
     }
 
     /// The end of a run is durable here: its key goes. That of a run which this node had to
-    /// end, as it had lost its lease, is handed to the leader instead. `next` is the further
-    /// attempt that was promised with the end; see [`promised`](Self::promised).
+    /// end, as it had lost its lease, is handed to the leader instead.
     pub fn release(
         &self,
         record: &RunRecord,
-        next: Option<RunId>,
         etcd: &Etcd,
         tasks: &Handle,
         stop: &CancellationToken,
     ) {
         let Some(kept) = self.lock().remove(&record.run_id) else { return };
         let ended = (record.code == Code::ETCD).then_some(kept);
-        self.give_up(record.run_id, ended, next, etcd, tasks, stop);
+        self.give_up(record.run_id, ended, etcd, tasks, stop);
     }
 
     /// Deletes the key of a run, or with `to_others` hands it to the leader, if it is there
@@ -144,34 +150,83 @@ impl Custody {
         &self,
         run_id: RunId,
         to_others: Option<RerunRecord>,
-        next: Option<RunId>,
         etcd: &Etcd,
         tasks: &Handle,
         stop: &CancellationToken,
     ) {
         let key = keys::rerun(&self.node, run_id);
         let value = to_others.map(|record| encode(&RerunRecord { ended: true, ..record }));
-        let (etcd, stop, promised) = (etcd.clone(), stop.clone(), self.promised.clone());
-        if let Some(next) = next {
-            locked(&promised).insert(next, Promised::Open);
-        }
+        let (etcd, stop) = (etcd.clone(), stop.clone());
+        let (promised, answered) = (self.promised.clone(), self.answered.clone());
+        tasks.spawn(async move {
+            let taken_back = async {
+                // Not before the key can be there.
+                loop {
+                    let answer = answered.notified();
+                    tokio::pin!(answer);
+                    answer.as_mut().enable();
+                    if locked(&promised).get(&run_id) != Some(&Promised::Open) {
+                        break;
+                    }
+                    answer.await;
+                }
+                let mut backoff = Backoff::new(Duration::from_secs(5));
+                while let Err(e) = etcd.put_there(&key, value.clone()).await {
+                    debug!(key, error = %e, "cannot take a key back, will try again");
+                    tokio::time::sleep(backoff.next_wait()).await;
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = taken_back => {}
+            }
+        });
+    }
+
+    /// The run `of` has durably ended, in this life or an earlier one, and `next` was
+    /// promised with that: the key becomes that of `next`, which does not begin before;
+    /// see [`promised`](Self::promised).
+    pub fn hand_on(
+        &self,
+        of: RunId,
+        next: &Plan,
+        etcd: &Etcd,
+        tasks: &Handle,
+        stop: &CancellationToken,
+    ) {
+        let (Some(job), assignment) = (&next.job, &next.assignment) else { return };
+        let before = self.lock().remove(&of);
+        let record = self.record(job, &assignment.tree, assignment.on_node_loss, next.slot);
+        let Some(record) = record else { return };
+        let reruns = before.map_or(0, |record| record.reruns);
+        let record = RerunRecord { attempt: next.attempt, reruns, ..record };
+        let next = next.run_id;
+        self.took(next, record.clone());
+        locked(&self.promised).insert(next, Promised::Open);
+        let (promised, answered) = (self.promised.clone(), self.answered.clone());
+        let (open, etcd, stop, node) =
+            (self.open.clone(), etcd.clone(), stop.clone(), self.node.clone());
         tasks.spawn(async move {
             let mut backoff = Backoff::new(Duration::from_secs(5));
-            let was_there = loop {
-                match etcd.put_there(&key, value.clone()).await {
-                    Ok(was_there) => break was_there,
-                    Err(e) => debug!(key, error = %e, "cannot take a key back, will try again"),
+            let ours = loop {
+                match move_key(&etcd, &node, of, next, &record).await {
+                    Ok(ours) => break ours,
+                    Err(e) => {
+                        debug!(run_id = %next, error = %e, "cannot ask for the key of a further attempt, will try again");
+                    }
                 }
                 tokio::select! {
                     () = stop.cancelled() => return,
                     () = tokio::time::sleep(backoff.next_wait()) => {}
                 }
             };
-            match next {
-                Some(next) if was_there => drop(locked(&promised).remove(&next)),
-                Some(next) => drop(locked(&promised).insert(next, Promised::Gone)),
-                None => {}
+            if ours {
+                locked(&promised).remove(&next);
+            } else {
+                locked(&promised).insert(next, Promised::Gone);
+                locked(&open).remove(&next);
             }
+            answered.notify_waiters();
         });
     }
 
@@ -188,6 +243,36 @@ impl Custody {
     fn lock(&self) -> MutexGuard<'_, HashMap<RunId, RerunRecord>> {
         locked(&self.open)
     }
+}
+
+/// Makes the key of `of` that of `next`, or takes over one that `next` has already. Answers
+/// whether it has one; if not, the leader was faster.
+async fn move_key(
+    etcd: &Etcd,
+    node: &NodeId,
+    of: RunId,
+    next: RunId,
+    record: &RerunRecord,
+) -> Result<bool, CoordError> {
+    let to = keys::rerun(node, next);
+    // In this order: what was not answered may have happened meanwhile.
+    for run_id in [of, next] {
+        let from = keys::rerun(node, run_id);
+        let Some(entry) = etcd.get(&from).await? else { continue };
+        let known = decode::<RerunRecord>(&entry.value).ok();
+        // How often the slot was run again, the key itself knows best.
+        let reruns = known.map_or(record.reruns, |k| k.reruns);
+        let value = encode(&RerunRecord { reruns, ..record.clone() });
+        let mut ops = vec![TxnOp::put(to.as_str(), value, None)];
+        if run_id == of {
+            ops.push(TxnOp::delete(from.as_str(), None));
+        }
+        let same = Compare::mod_revision(from.as_str(), CompareOp::Equal, entry.mod_revision);
+        if etcd.txn(&to, Txn::new().when([same]).and_then(ops)).await?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

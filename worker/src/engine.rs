@@ -6,6 +6,7 @@
 //! ```
 
 use crate::{
+    agent::succession,
     cronid,
     custody::Custody,
     drain::Asked,
@@ -432,7 +433,10 @@ impl Engine {
             Err(e) => self.end_later(&record, &output, next.as_ref(), outcome, e).await,
         };
         if recorded {
-            self.release(&record, next.as_ref().map(|wait| wait.run_id));
+            match next.as_ref().and_then(succession) {
+                Some((of, plan)) => self.hand_on(of, &plan),
+                None => self.release(&record),
+            }
         }
         if survives && recorded {
             self.surviving.forget(record.run_id).await;
@@ -482,19 +486,24 @@ impl Engine {
             return;
         }
         for r in records {
-            self.release(r, None);
+            self.release(r);
         }
     }
 
     /// The end of a run is recorded: nobody else is to run it.
-    fn release(&self, record: &RunRecord, next: Option<RunId>) {
-        self.custody.release(record, next, &self.etcd, &self.tasks, &self.stop);
+    fn release(&self, record: &RunRecord) {
+        self.custody.release(record, &self.etcd, &self.tasks, &self.stop);
+    }
+
+    /// A further attempt takes the place of a run that may be run elsewhere.
+    pub(crate) fn hand_on(&self, of: RunId, next: &Plan) {
+        self.custody.hand_on(of, next, &self.etcd, &self.tasks, &self.stop);
     }
 
     /// The run of a claim that was not answered will not be: should its key be there, it goes,
     /// or with `to_others` is handed to the leader.
     pub(crate) fn give_up(&self, run_id: RunId, to_others: Option<RerunRecord>) {
-        self.custody.give_up(run_id, to_others, None, &self.etcd, &self.tasks, &self.stop);
+        self.custody.give_up(run_id, to_others, &self.etcd, &self.tasks, &self.stop);
     }
 
     /// Records that a run asked for by a key in etcd is not run, unless it is known, and
@@ -514,7 +523,7 @@ impl Engine {
             }
             this.metrics.ended(record.state);
             this.delete_key(key);
-            this.release(&record, None);
+            this.release(&record);
         });
     }
 

@@ -65,6 +65,8 @@ async fn try_to(engine: &Engine, instance: &str) -> anyhow::Result<()> {
     // Those that have survived; their beginning may be long ago.
     let active: HashSet<RunId> = engine.registry.active().into_iter().collect();
     left.retain(|(_, run_id, _)| !active.contains(run_id));
+    // And further attempts that wait for their time.
+    left.retain(|(_, run_id, _)| !engine.custody.has(*run_id));
     // Only then: a request goes when its run has durably begun. What the journal knows,
     // the log store learns, and from there the leader.
     let ids = left.iter().map(|(_, run_id, _)| *run_id).collect();

@@ -37,6 +37,7 @@ pub mod recover;
 pub mod registry;
 pub mod secrets;
 pub mod session;
+mod skew;
 mod spans;
 pub mod spent;
 mod spooling;

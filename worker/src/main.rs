@@ -14,8 +14,11 @@ use meepo_worker::{
     join::{self, JoinOptions, RenewOptions},
     process::exec_helper_entry,
 };
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
+
+/// How long a thread for blocking work stays that has none.
+const IDLE_THREAD: Duration = Duration::from_secs(2);
 
 #[derive(Parser)]
 #[command(name = "meepo-worker", version, about = "Runs the jobs of one host")]
@@ -148,7 +151,11 @@ fn own_dir(config: &config::Config) -> anyhow::Result<()> {
 fn serve(config: config::Config) -> anyhow::Result<()> {
     own_dir(&config)?;
     let _pid_file = PidFile::take(&config.pid_file)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        // Threads for files are needed now and then, and each keeps a stack.
+        .thread_keep_alive(IDLE_THREAD)
+        .build()?;
     let collector = config.otlp_endpoint.clone().map(|endpoint| trace::Collector {
         endpoint,
         service: "meepo-worker",

@@ -32,18 +32,24 @@ struct Entry {
     control: Option<Control>,
     /// Asked for before there was a process.
     kill: Option<KillReason>,
-    stage: watch::Sender<Stage>,
+    stage: Stage,
+    /// Made for the first who watches: of most runs nobody does, and it costs more than all
+    /// else here.
+    watched: Option<watch::Sender<Stage>>,
 }
 
 impl Entry {
-    /// Changes the stage. To wake nobody costs more than all else here, so it is not tried;
-    /// who comes later looks first.
-    fn tell(&self, change: impl FnOnce(&mut Stage)) {
-        let watched = self.stage.receiver_count() > 0;
-        self.stage.send_if_modified(|stage| {
-            change(stage);
-            watched
-        });
+    /// Changes the stage.
+    fn tell(&mut self, stage: Stage) {
+        if let Some(watched) = &self.watched {
+            watched.send_replace(stage.clone());
+        }
+        self.stage = stage;
+    }
+
+    fn watch(&mut self) -> watch::Receiver<Stage> {
+        let stage = &self.stage;
+        self.watched.get_or_insert_with(|| watch::Sender::new(stage.clone())).subscribe()
     }
 }
 
@@ -67,7 +73,8 @@ impl Registry {
             claimed: record.fence.is_some(),
             control: None,
             kill: None,
-            stage: watch::Sender::default(),
+            stage: Stage::default(),
+            watched: None,
         };
         self.lock().runs.insert(record.run_id, entry);
         self.entered.notify_waiters();
@@ -81,31 +88,34 @@ impl Registry {
                 control.kill(reason);
             }
             entry.control = Some(control);
-            entry.tell(|stage| *stage = Stage::Started(output));
+            entry.tell(Stage::Started(output));
         }
     }
 
     /// It has ended.
     pub fn ended(&self, record: Arc<RunRecord>) {
+        // What is forgotten is taken apart when others may go on.
+        let _forgotten = self.note_end(record);
+    }
+
+    /// Notes an end; answers the run that is forgotten for it.
+    fn note_end(&self, record: Arc<RunRecord>) -> Option<Entry> {
         let mut inner = self.lock();
         let run_id = record.run_id;
-        if let Some(entry) = inner.runs.get_mut(&run_id) {
-            entry.control = None;
-            entry.over = true;
-            entry.tell(|stage| {
-                let output = match stage {
-                    Stage::Started(output) => Some(output.clone()),
-                    _ => None,
-                };
-                *stage = Stage::Ended(output, record);
-            });
-            inner.ended.push_back(run_id);
-            if inner.ended.len() > REMEMBERED
-                && let Some(oldest) = inner.ended.pop_front()
-            {
-                inner.runs.remove(&oldest);
-            }
+        let entry = inner.runs.get_mut(&run_id)?;
+        entry.control = None;
+        entry.over = true;
+        let output = match std::mem::take(&mut entry.stage) {
+            Stage::Started(output) => Some(output),
+            _ => None,
+        };
+        entry.tell(Stage::Ended(output, record));
+        inner.ended.push_back(run_id);
+        if inner.ended.len() <= REMEMBERED {
+            return None;
         }
+        let oldest = inner.ended.pop_front()?;
+        inner.runs.remove(&oldest)
     }
 
     /// It was not to be started after all.
@@ -147,7 +157,7 @@ impl Registry {
 
     /// The stages of a run, if it is known.
     pub fn watch(&self, run_id: RunId) -> Option<watch::Receiver<Stage>> {
-        self.lock().runs.get(&run_id).map(|entry| entry.stage.subscribe())
+        self.lock().runs.get_mut(&run_id).map(Entry::watch)
     }
 
     /// Waits until a run is known; answers its stages.

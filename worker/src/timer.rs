@@ -9,6 +9,7 @@
 //! runtime with I/O would wake it for each child of the worker that ends, too, as signals
 //! are I/O of every such runtime.
 
+use crate::skew;
 use jiff::Timestamp;
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, eventfd, poll},
@@ -84,7 +85,7 @@ impl WallTimer {
             return Ok(());
         }
         // Zero would disarm the timer, so the earliest instant is one nanosecond later.
-        let (tv_sec, tv_nsec) = match at {
+        let (tv_sec, tv_nsec) = match skew::alarm(at) {
             Some(t) if t > Timestamp::UNIX_EPOCH => {
                 (t.as_second(), t.subsec_nanosecond().max(0).into())
             }
@@ -120,6 +121,7 @@ impl WallTimer {
         let mut count = [0u8; 8];
         let woken = loop {
             match rustix::io::read(&self.fd, &mut count) {
+                Ok(_) if skew::was_set() => break Woken::ClockSet,
                 Ok(_) => break Woken::Due,
                 Err(Errno::CANCELED) => break Woken::ClockSet,
                 Err(Errno::INTR) => {}

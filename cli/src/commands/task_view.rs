@@ -14,6 +14,7 @@ use meepo_core::{
         record::Outcome,
     },
 };
+use std::collections::BTreeMap;
 
 /// Widest command in a list, in characters.
 const CMD_WIDTH: usize = 40;
@@ -135,6 +136,19 @@ fn parts(out: &Out, task: &TaskView, now: Timestamp) -> String {
     if task.parts.len() > shown.len() {
         let left = task.parts.len() - shown.len();
         text.push_str(&format!("… and {left} more; `-o json` shows all\n"));
+    }
+    let mut reasons: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
+    for p in &task.parts {
+        if let Some(why) = &p.waits {
+            reasons.entry(why).or_default().push(p.id.n);
+        }
+    }
+    for (why, parts) in reasons {
+        let which = match parts.as_slice() {
+            [n] => format!("part {n} waits"),
+            all => format!("{} parts wait, the first is {}", all.len(), all[0]),
+        };
+        text.push_str(&format!("{which}: {why}\n"));
     }
     text
 }

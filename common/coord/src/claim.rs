@@ -33,6 +33,9 @@ pub enum Claim {
         /// The last slot that is claimed. Far in the future it tells of a clock that was
         /// wrong.
         claimed: Timestamp,
+        /// The run it was claimed for and that claim's fence, if this node has claimed it: in
+        /// this life or an earlier one, whose claim may have arrived after its end.
+        own: Option<(RunId, i64)>,
     },
     /// As many slots of the job have run in the cluster as may.
     Exhausted {
@@ -108,10 +111,10 @@ impl Claims {
         let mut cursor = self.known().get(&key).copied().unwrap_or(Cursor::NONE);
         // A remembered cursor may speed a claim up but never refuse it: a person may
         // have deleted it meanwhile.
-        let mut fresh = false;
+        let (mut fresh, mut own) = (false, None);
         loop {
             let there = match cursor.slot.filter(|at| *at >= slot) {
-                Some(claimed) if fresh => return Ok(Claim::Lost { claimed }),
+                Some(claimed) if fresh => return Ok(Claim::Lost { claimed, own }),
                 Some(_) => self.etcd.get(&key).await?,
                 None if wanted.runs && wanted.max_runs.is_some_and(|max| cursor.runs >= max) => {
                     if fresh {
@@ -138,11 +141,15 @@ impl Claims {
             fresh = true;
             cursor = there.as_ref().map_or(Cursor::NONE, read);
             self.known().insert(key.clone(), cursor);
-            if let Some(there) = there
-                && decode::<ClaimRecord>(&there.value).is_ok_and(|c| c.run_id == run_id)
-            {
-                return Ok(Claim::Won { fence: there.mod_revision });
-            }
+            let claim = there.and_then(|there| {
+                let claim = decode::<ClaimRecord>(&there.value).ok();
+                claim.map(|claim| (claim, there.mod_revision))
+            });
+            own = match claim {
+                Some((claim, fence)) if claim.run_id == run_id => return Ok(Claim::Won { fence }),
+                Some((claim, fence)) if claim.node == *node => Some((claim.run_id, fence)),
+                _ => None,
+            };
         }
     }
 

@@ -22,6 +22,8 @@ pub enum Kind {
     TwoSessions,
     /// A request to run waits for a node that has been forgotten.
     OrphanOrder,
+    /// It is told of a job that it has used up its runs on a node that has it no more.
+    OrphanSpent,
 }
 
 /// Every kind with its name, when it is one, and its remedy.
@@ -57,6 +59,12 @@ pub const TABLE: &[(Kind, &str, &str, &str)] = &[
         "orphan_order",
         "a request to run waits for a node without a record in `/meepo/nodes/`",
         "the request is deleted, unless the node has come meanwhile",
+    ),
+    (
+        Kind::OrphanSpent,
+        "orphan_spent",
+        "`/meepo/spent/` tells of a job and a node that is away and to which the job is not assigned",
+        "the key is deleted, unless the job has been assigned meanwhile",
     ),
 ];
 

@@ -18,6 +18,11 @@ pub const READS: &[&str] = &[
     "Jobs/Stats",
     "Nodes/Get",
     "Nodes/List",
+    "Notify/GetChannel",
+    "Notify/GetRule",
+    "Notify/List",
+    "Notify/ListChannels",
+    "Notify/ListRules",
     "Runs/Get",
     "Runs/List",
     "Runs/Output",
@@ -57,11 +62,11 @@ pub const TABLE: &[(&str, &str, &str)] = &[
     ("token.revoke", "DELETE /v1/tokens/{id}", "Access/RevokeToken"),
     ("role.put", "PUT /v1/roles/{name}", "Access/PutRole"),
     ("role.delete", "DELETE /v1/roles/{name}", "Access/DeleteRole"),
-    ("notify.channel.put", "PUT /v1/notify/channels/{name}", ""),
-    ("notify.channel.delete", "DELETE /v1/notify/channels/{name}", ""),
-    ("notify.channel.test", "POST /v1/notify/channels/{name}/test", ""),
-    ("notify.rule.put", "PUT /v1/notify/rules/{name}", ""),
-    ("notify.rule.delete", "DELETE /v1/notify/rules/{name}", ""),
+    ("notify.channel.put", "PUT /v1/notify/channels/{name}", "Notify/PutChannel"),
+    ("notify.channel.delete", "DELETE /v1/notify/channels/{name}", "Notify/DeleteChannel"),
+    ("notify.channel.test", "POST /v1/notify/channels/{name}/test", "Notify/TestChannel"),
+    ("notify.rule.put", "PUT /v1/notify/rules/{name}", "Notify/PutRule"),
+    ("notify.rule.delete", "DELETE /v1/notify/rules/{name}", "Notify/DeleteRule"),
 ];
 
 /// What a request over HTTP is called. `route` is its path as the router has it.

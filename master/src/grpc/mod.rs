@@ -9,6 +9,7 @@ mod events;
 mod history;
 mod intake;
 mod masters;
+mod notify;
 mod public;
 mod tasks;
 mod workers;
@@ -26,7 +27,8 @@ use meepo_proto::{
     v1::{
         access_server::AccessServer, audit_server::AuditServer, cron_server::CronServer, doctor_server::DoctorServer,
         events_server::EventsServer, exec_server::ExecServer, jobs_server::JobsServer,
-        nodes_server::NodesServer, runs_server::RunsServer, tasks_server::TasksServer,
+        nodes_server::NodesServer, notify_server::NotifyServer, runs_server::RunsServer,
+        tasks_server::TasksServer,
     },
 };
 use meepo_runtime::tls::{Acceptor, incoming};
@@ -93,6 +95,7 @@ pub async fn serve(
         .add_service(limited!(EventsServer))
         .add_service(limited!(AuditServer))
         .add_service(limited!(DoctorServer))
+        .add_service(limited!(NotifyServer))
         .add_service(limited!(TasksServer))
         .add_service(workers)
         .add_service(masters)

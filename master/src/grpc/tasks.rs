@@ -144,5 +144,6 @@ fn part(p: PartView) -> pb::TaskPart {
         exit_code: outcome.and_then(|o| o.exit_code),
         message: outcome.and_then(|o| o.message.clone()).unwrap_or_default(),
         run_ids: p.runs.iter().map(|r| r.run_id.to_string()).collect(),
+        waits: p.waits.unwrap_or_default(),
     }
 }

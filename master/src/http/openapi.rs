@@ -1,7 +1,10 @@
 //! The OpenAPI document, made from the handlers and the types they use.
 
 use super::{access, handlers as h, nodes, output, tasks as t};
-use utoipa::OpenApi;
+use utoipa::{
+    OpenApi,
+    openapi::{ContentBuilder, PathItem, Ref, RefOr, ResponseBuilder, path::Operation},
+};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -81,9 +84,45 @@ use utoipa::OpenApi;
 )]
 struct Document;
 
+/// What every request below `/v1` may be answered, whatever it is for.
+const ALWAYS: [(&str, &str); 4] = [
+    ("400", "Something in the request is malformed or cannot be; `field` says what"),
+    ("403", "Not from a web page of another origin, and by a name of this master only"),
+    ("429", "Too many requests at once, or too much of this; try again"),
+    ("503", "etcd, the leader or the log store cannot be reached; try again"),
+];
+/// … one that changes something.
+const CHANGING: [(&str, &str); 1] =
+    [("504", "etcd did not answer in time: it may have taken effect")];
+/// … one with a body.
+const WITH_BODY: [(&str, &str); 2] =
+    [("413", "The body is larger than 1 MiB"), ("415", "The body is not said to be JSON")];
+
 /// The document.
 pub fn document() -> utoipa::openapi::OpenApi {
-    Document::openapi()
+    let mut document = Document::openapi();
+    let paths = document.paths.paths.iter_mut().filter(|(path, _)| path.starts_with("/v1/"));
+    for item in paths.map(|(_, item)| item) {
+        let PathItem { get, put, post, patch, delete, .. } = item;
+        get.iter_mut().for_each(|operation| refusals(operation, false));
+        let changing = [put, post, patch, delete].into_iter().flatten();
+        changing.for_each(|operation| refusals(operation, true));
+    }
+    document
+}
+
+/// Adds the answers that are not particular to an operation, unless it says more of them.
+fn refusals(operation: &mut Operation, changes: bool) {
+    let changing = CHANGING.iter().filter(|_| changes);
+    let with_body = WITH_BODY.iter().filter(|_| operation.request_body.is_some());
+    for (status, description) in ALWAYS.iter().chain(changing).chain(with_body) {
+        operation.responses.responses.entry((*status).to_owned()).or_insert_with(|| {
+            let schema = Ref::from_schema_name("ErrorBody");
+            let content = ContentBuilder::new().schema(Some(schema)).build();
+            let response = ResponseBuilder::new().description(*description);
+            RefOr::T(response.content("application/json", content).build())
+        });
+    }
 }
 
 #[cfg(test)]
@@ -114,6 +153,17 @@ mod tests {
         assert!(routes.len() > 20, "{routes:?}");
         for route in routes {
             assert!(paths.iter().any(|p| *p == route), "{route} in {paths:?}");
+        }
+        // So is how any of them may be refused.
+        let json = serde_json::to_value(&document).unwrap();
+        for (path, item) in json["paths"].as_object().unwrap() {
+            for (method, operation) in item.as_object().unwrap() {
+                let said = |status: &str| operation["responses"][status]["content"].is_object();
+                let own = path.starts_with("/v1/");
+                assert_eq!(said("400") && said("429") && said("503"), own, "{method} {path}");
+                let body = operation["requestBody"].is_object();
+                assert_eq!(said("413") && said("415"), own && body, "{method} {path}");
+            }
         }
         let json = document.to_json().unwrap();
         assert!(json.contains("\"JobSpec\"") && json.contains("\"ErrorBody\""));

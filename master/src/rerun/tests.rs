@@ -61,6 +61,43 @@ async fn a_run_is_looked_at_when_it_has_something_new_or_its_time_has_come() {
     assert!(open.runs.is_empty() && open.due.is_empty());
 }
 
+/// Found by the model in `common/coord/model`: while a node is away, a key may be written by
+/// its worker, which has come back and has not yet shown itself.
+#[tokio::test]
+async fn a_node_is_waited_for_from_when_the_key_was_seen() {
+    let (view, mut open, gone) = (empty(), Open::default(), Instant::now());
+    view_with(1, &view, 2);
+    assert_eq!(due(&mut open, &view, gone), [run(1)]);
+    assert_eq!(open.since(&key("n", 1)), Some(gone), "as long as this master has seen");
+    let later = gone + Duration::from_secs(60);
+    view_with(2, &view, 3);
+    due(&mut open, &view, later);
+    assert_eq!((open.since(&key("n", 1)), open.since(&key("n", 2))), (Some(gone), Some(later)));
+    // Its worker has found out only now that the claim was its own.
+    view_with(1, &view, 4);
+    due(&mut open, &view, later);
+    assert_eq!(open.since(&key("n", 1)), Some(later));
+    // What it says of the end of a run makes nobody wait longer.
+    let ended = r#"{"job":"j","slot":"2026-01-01T00:00:00Z","attempt":1,"instance":"a",
+        "lease_ttl":"10s","ended":true}"#;
+    change(&view, &format!("/meepo/rerun/n/{}", run(2)), Some(ended), 5);
+    due(&mut open, &view, later + Duration::from_secs(1));
+    assert_eq!(open.since(&key("n", 2)), Some(later));
+    change(&view, "/agent/health/n", Some(HEALTH), 6);
+    due(&mut open, &view, later);
+    assert_eq!(open.since(&key("n", 1)), None);
+}
+
+/// Found by the model, too: a view that is behind may show a node as away that is back.
+#[test]
+fn a_run_is_moved_only_if_its_node_is_still_away() {
+    let shown = |away| format!("{:?}", unchanged(7, &key("n", 1), 3, away));
+    // As text, for the comparisons show nothing of what they compare.
+    let health = format!("{:?}", keys::health(&key("n", 1).0).into_bytes());
+    assert!(shown(true).contains(&health), "{}", shown(true));
+    assert!(!shown(false).contains(&health));
+}
+
 #[test]
 fn what_is_done_about_a_lost_run_depends_on_its_job_as_it_is_now() {
     let view = empty();

@@ -107,7 +107,11 @@ async fn flags() {
             &["--otlp-endpoint", "no url"],
             &["otlp_endpoint", "http://127.0.0.1:4317"],
         ),
-        ("meepo-worker", &["run", "--otlp-endpoint", "https://x"], &["otlp_endpoint", "TLS"]),
+        (
+            "meepo-worker",
+            &["run", "--otlp-endpoint", "ftp://x"],
+            &["otlp_endpoint", "https://otel"],
+        ),
         ("meepo-master", &["--log-format", "xml"], &["--log-format", "text or json"]),
         ("meepo-worker", &["run", "--label", "x"], &["--label", "KEY=VALUE"]),
         ("meepo-worker", &["run", "--max-running", "0"], &["max_running", "at least 1"]),

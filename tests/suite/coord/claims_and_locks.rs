@@ -112,7 +112,7 @@ async fn a_claim_whose_answer_was_lost_is_found_again() {
     // Somebody else's run of the same slot is not.
     let other =
         Claims::new(direct).claim(&job, &name("m"), wanted(slot(2), run_id(3))).await.unwrap();
-    assert_eq!(other, Claim::Lost { claimed: slot(2) });
+    assert_eq!(other, Claim::Lost { claimed: slot(2), own: None });
 }
 
 #[tokio::test]
@@ -122,9 +122,16 @@ async fn a_claim_in_the_future_tells_and_can_be_deleted() {
     let (job, node) = (name("j"), name("n"));
     let claims = Claims::new(coord.clone());
     let ahead = slot(1_000_000);
-    claims.claim(&job, &node, wanted(ahead, run_id(1))).await.unwrap();
+    let won = claims.claim(&job, &node, wanted(ahead, run_id(1))).await.unwrap();
+    let Claim::Won { fence } = won else { panic!("{won:?}") };
     let lost = claims.claim(&job, &node, wanted(slot(1), run_id(2))).await.unwrap();
-    assert_eq!(lost, Claim::Lost { claimed: ahead });
+    assert_eq!(lost, Claim::Lost { claimed: ahead, own: Some((run_id(1), fence)) });
+    // The next life of the node learns of it, others do not.
+    let next = Claims::new(coord.clone());
+    let lost = next.claim(&job, &node, wanted(ahead, run_id(4))).await.unwrap();
+    assert_eq!(lost, Claim::Lost { claimed: ahead, own: Some((run_id(1), fence)) });
+    let lost = next.claim(&job, &name("m"), wanted(ahead, run_id(5))).await.unwrap();
+    assert_eq!(lost, Claim::Lost { claimed: ahead, own: None });
     coord.delete(&keys::claim(&job)).await.unwrap();
     let won = claims.claim(&job, &node, wanted(slot(2), run_id(3))).await.unwrap();
     assert!(matches!(won, Claim::Won { .. }), "what is remembered does not stand in the way");

@@ -17,17 +17,17 @@ use tokio_rustls::{
 
 /// What was said to the server, commands and data, and whether it was protected.
 #[derive(Debug, Default, Clone)]
-struct Mail {
-    protected: bool,
-    login: Option<String>,
+pub(super) struct Mail {
+    pub(super) protected: bool,
+    pub(super) login: Option<String>,
     from: String,
     to: Vec<String>,
-    data: String,
+    pub(super) data: String,
 }
 
-struct Smtp {
-    port: u16,
-    mails: Arc<Mutex<Vec<Mail>>>,
+pub(super) struct Smtp {
+    pub(super) port: u16,
+    pub(super) mails: Arc<Mutex<Vec<Mail>>>,
     serving: JoinHandle<()>,
 }
 
@@ -42,6 +42,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 
 impl Smtp {
     async fn start(tls: Option<TlsAcceptor>) -> Self {
+        Self::serve(tls, false).await
+    }
+
+    /// Protected from the first byte.
+    pub(super) async fn start_tls(tls: TlsAcceptor) -> Self {
+        Self::serve(Some(tls), true).await
+    }
+
+    async fn serve(tls: Option<TlsAcceptor>, at_once: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let mails: Arc<Mutex<Vec<Mail>>> = Arc::default();
@@ -52,7 +61,7 @@ impl Smtp {
                 let (tls, taken) = (tls.clone(), taken.clone());
                 tokio::spawn(async move {
                     // A client that goes away is no trouble here.
-                    if let Ok(Some(mail)) = converse(stream, tls).await {
+                    if let Ok(Some(mail)) = converse(stream, tls, at_once).await {
                         taken.lock().unwrap().push(mail);
                     }
                 });
@@ -61,7 +70,7 @@ impl Smtp {
         Self { port, mails, serving }
     }
 
-    async fn wait(&self, n: usize) -> Vec<Mail> {
+    pub(super) async fn wait(&self, n: usize) -> Vec<Mail> {
         eventually(SOON, format!("{n} mails"), async || {
             let mails = self.mails.lock().unwrap().clone();
             if mails.len() >= n { Ok(mails) } else { Err(format!("{mails:?}")) }
@@ -70,9 +79,17 @@ impl Smtp {
     }
 }
 
-async fn converse(stream: TcpStream, tls: Option<TlsAcceptor>) -> std::io::Result<Option<Mail>> {
-    let mut mail = Mail::default();
-    let mut io: BufReader<Box<dyn Io>> = BufReader::new(Box::new(stream));
+async fn converse(
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+    at_once: bool,
+) -> std::io::Result<Option<Mail>> {
+    let mut mail = Mail { protected: at_once, ..Mail::default() };
+    let stream: Box<dyn Io> = match &tls {
+        Some(acceptor) if at_once => Box::new(acceptor.accept(stream).await?),
+        _ => Box::new(stream),
+    };
+    let mut io = BufReader::new(stream);
     io.write_all(b"220 test ESMTP\r\n").await?;
     let mut done = None;
     loop {
@@ -89,7 +106,8 @@ async fn converse(stream: TcpStream, tls: Option<TlsAcceptor>) -> std::io::Resul
         } else if upper == "STARTTLS" {
             io.write_all(b"220 go ahead\r\n").await?;
             let acceptor = tls.clone().unwrap();
-            io = BufReader::new(Box::new(acceptor.accept(io.into_inner()).await?));
+            let stream: Box<dyn Io> = Box::new(acceptor.accept(io.into_inner()).await?);
+            io = BufReader::new(stream);
             mail.protected = true;
             continue;
         } else if let Some(login) = line.strip_prefix("AUTH PLAIN ") {
@@ -124,7 +142,7 @@ async fn converse(stream: TcpStream, tls: Option<TlsAcceptor>) -> std::io::Resul
 }
 
 /// A certificate for 127.0.0.1, as PEM, and what serves with it.
-fn certificate() -> (String, TlsAcceptor) {
+pub(super) fn certificate() -> (String, TlsAcceptor) {
     let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
     let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
     let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))

@@ -69,11 +69,8 @@ impl Agent {
         if let Some(last_missed) = found.missed.last() {
             let records = self.missed(&slots, &found);
             self.dealt_with(id, *last_missed);
-            // The cursor moves with the slots that run; here only when none does.
-            let cursor = match found.run.is_empty() {
-                true => self.cursor_to(id, *last_missed),
-                false => None,
-            };
+            // Those that run come after them: they may wait for long before they begin.
+            let cursor = self.cursor_to(id, *last_missed);
             self.engine.settle(&records, cursor).await;
         }
         for (slot, cause) in found.run {
@@ -135,7 +132,7 @@ impl Agent {
             let why = self.hold.why_missed(*slot).map(str::to_owned);
             let said: Vec<String> = why.into_iter().chain(note(i)).collect();
             let why = (!said.is_empty()).then(|| said.join(", "));
-            plan.not_run(&self.engine.node, RunState::Missed, Code::MISSED, why)
+            plan.passed(&self.engine.node, RunState::Missed, Code::MISSED, why)
         };
         found.missed.iter().enumerate().map(record).collect()
     }
@@ -201,7 +198,12 @@ impl Agent {
         code: Code,
         why: Option<String>,
     ) {
-        let record = plan.not_run(&self.engine.node, state, code, why);
+        let record = match state {
+            RunState::Missed | RunState::Skipped => {
+                plan.passed(&self.engine.node, state, code, why)
+            }
+            _ => plan.not_run(&self.engine.node, state, code, why),
+        };
         if let Some(request) = request {
             return self.engine.turn_down(record, request.key);
         }

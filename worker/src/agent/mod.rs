@@ -19,7 +19,7 @@ mod table;
 mod tests;
 mod waits;
 
-pub(crate) use waits::promise;
+pub(crate) use waits::{promise, succession};
 
 use crate::{
     agenda::Agenda,
@@ -91,6 +91,8 @@ pub(crate) enum Report {
     Round { job: Name, round: Round },
     /// This node has claimed the slot of a plan.
     Won(Box<Plan>),
+    /// A slot is lost to a claim of this node's own, perhaps of its last life.
+    Own { job: Name, slot: Timestamp, run_id: RunId, fence: i64 },
 }
 
 /// Where the agent shows how it is, and what it hears of the node's registration.
@@ -162,9 +164,14 @@ impl Agent {
         let mut waits = Waits::default();
         for wait in engine.state.waits().await? {
             // Ends of tasks' parts are kept there too, for who tells etcd of them.
-            if !crate::tasks::is_end(&wait) {
-                waits.promised(wait);
+            if crate::tasks::is_end(&wait) {
+                continue;
             }
+            // Whether etcd has answered the last life is not known.
+            if let Some((of, next)) = succession(&wait) {
+                engine.hand_on(of, &next);
+            }
+            waits.promised(wait);
         }
         let snapshot = engine.state.load_snapshot().await?;
         let snapshot = snapshot.into_iter().map(|e| (e.key, e.value)).collect();
@@ -296,6 +303,9 @@ impl Agent {
             Report::Won(plan) => self.start((*plan).into()).await,
             Report::Claimed { job, claim } => {
                 self.found_claimed(&job, claim.map(|c| *c)).await;
+            }
+            Report::Own { job, slot, run_id, fence } => {
+                self.claimed_by_last_life(&job, slot, run_id, fence).await;
             }
             Report::Round { job, round } => self.claimed(&job, round),
         }

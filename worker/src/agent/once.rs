@@ -218,23 +218,42 @@ impl Agent {
             job.after = job.after.max(claim.slot);
             job.runs = claim.runs;
             // What this life claims, it begins or records itself.
-            let mine = first && claim.node == self.engine.node && claim.slot > now - HORIZON;
-            let mine = mine && !self.overlap.knows(id, claim.run_id);
-            if let Some(assignment) = mine.then(|| job.assignment().ok()).flatten() {
-                let claimed = Plan {
-                    run_id: claim.run_id,
-                    fence: Some(fence),
-                    ..Slots::new(job, assignment).plan(claim.slot, Cause::Schedule)
-                };
-                let why = "this node claimed the slot and its worker died before it began".into();
-                let (state, code) = (RunState::Lost, Code::LOST);
-                let record = claimed.not_run(&self.engine.node, state, code, Some(why));
-                // Nothing is written if the state knows the run.
-                self.engine.settle(&[record], None).await;
+            if first && claim.node == self.engine.node {
+                self.claimed_by_last_life(id, claim.slot, claim.run_id, fence).await;
             }
         }
         self.claim_ahead(id, ahead);
         self.schedule(id);
+    }
+
+    /// This node has claimed a slot: if nothing is known of its run here, an earlier life did
+    /// and died before it began. Its claim may have reached etcd later than this life's look
+    /// at it.
+    pub(super) async fn claimed_by_last_life(
+        &mut self,
+        id: &Name,
+        slot: Timestamp,
+        run_id: RunId,
+        fence: i64,
+    ) {
+        let known = self.overlap.knows(id, run_id) || self.waits.knows(run_id);
+        let old = slot <= Timestamp::now() - HORIZON;
+        if known || old || self.hold.knows(run_id) {
+            return;
+        }
+        let seen = self.engine.state.seen(vec![run_id]).await;
+        if !seen.is_ok_and(|seen| !seen.contains(&run_id)) {
+            // It has run, or perhaps it has.
+            return;
+        }
+        let Some(job) = self.table.get(id) else { return };
+        let Ok(assignment) = job.assignment() else { return };
+        let claimed = Slots::new(job, assignment).plan(slot, Cause::Schedule);
+        let claimed = Plan { run_id, fence: Some(fence), ..claimed };
+        let why = "this node claimed the slot and its worker died before it began".to_owned();
+        let (state, code) = (RunState::Lost, Code::LOST);
+        let record = claimed.not_run(&self.engine.node, state, code, Some(why));
+        self.engine.settle(&[record], None).await;
     }
 }
 
@@ -331,8 +350,12 @@ impl Claiming {
             }
             // The schedule has ended.
             (Claim::Exhausted { .. }, _) => {}
-            (Claim::Lost { claimed }, _) => {
+            (Claim::Lost { claimed, own }, _) => {
                 engine.metrics.claims_lost.inc();
+                if let Some((run_id, fence)) = own {
+                    let own = Report::Own { job: self.job.clone(), slot: claimed, run_id, fence };
+                    let _ = self.reports.send(own).await;
+                }
                 round.ahead = Some(claimed).filter(|at| *at > Timestamp::now() + CORRECTION);
                 engine.settle(&[], Some((self.job.clone(), slot))).await;
             }
@@ -356,7 +379,7 @@ impl Claiming {
                     let key = keys::rerun(node, wanted.run_id);
                     claim = match self.engine.etcd.put_there(&key, Some(encode(rerun))).await {
                         Ok(true) => claim,
-                        Ok(false) => Ok(Claim::Lost { claimed: wanted.slot }),
+                        Ok(false) => Ok(Claim::Lost { claimed: wanted.slot, own: None }),
                         Err(e) => Err(e),
                     };
                 }

@@ -162,6 +162,33 @@ async fn a_skipped_slot_does_not_move_the_cursor_past_one_that_is_ready() {
 }
 
 #[tokio::test]
+async fn what_passed_is_recorded_once_though_the_worker_comes_to_it_again() {
+    let mut rig = rig().await;
+    rig.load(r#"{"cmd":"true","express":"*/5 * * * * *"}"#, false).await;
+    let number = rig.agent.table.number(&j()).unwrap();
+    let looked_at = Timestamp::now() - SignedDuration::from_secs(60);
+    // Slots that are on time wait for a place, as there is none: each life of the worker ends
+    // before they begin.
+    let mut lives = Vec::new();
+    for _ in 0..2 {
+        rig.agent.engine.state.restart_cursors_later(vec![(j(), looked_at)]).await.unwrap();
+        rig.agent.overlap.drop_slots(&j());
+        rig.agent.table.get_mut(&j()).unwrap().after = looked_at;
+        rig.agent.agenda.set(number, looked_at);
+        rig.agent.fire_due().await;
+        assert!(rig.agent.overlap.ready() > 0, "the newest is on time");
+        let mut records = rig.records().await;
+        records.retain(|r| r.state == RunState::Missed);
+        lives.push((records, rig.cursor().await.unwrap()));
+    }
+    let (missed, cursor) = &lives[0];
+    assert!(missed.len() >= 8, "{missed:?}");
+    assert!(missed.iter().all(|r| r.slot <= *cursor), "not come to again by the next: {cursor}");
+    let slots: std::collections::BTreeSet<_> = lives[1].0.iter().map(|r| r.slot).collect();
+    assert_eq!(slots.len(), lives[1].0.len(), "{:?}", lives[1].0);
+}
+
+#[tokio::test]
 async fn the_end_of_a_slot_that_waits_lets_the_cursor_follow() {
     let mut rig = rig().await;
     rig.load(YEARLY, false).await;
@@ -241,9 +268,9 @@ async fn a_replacement_takes_the_place_of_what_is_only_ready() {
     let value = r#"{"cmd":"true","express":"0 0 1 1 *","concurrency":"replace"}"#;
     rig.load(value, false).await;
     let loaded = rig.cursor().await;
-    let (first, second) = (rig.slot(1).await, rig.slot(2).await);
-    assert!(!rig.knows(first) && rig.knows(second));
-    assert_eq!(rig.records().await[0].run_id, first);
+    let (first, next) = (rig.slot(1).await, rig.slot(2).await);
+    assert!(!rig.knows(first) && rig.knows(next));
+    assert_eq!(rig.records().await[0].slot, second() + SignedDuration::from_secs(1));
     assert_eq!(rig.cursor().await, loaded, "the second has yet to begin");
 }
 
@@ -347,4 +374,25 @@ async fn a_claim_of_the_last_life_that_never_began_is_lost() {
     let lost = rig.records().await;
     assert_eq!((lost.len(), lost[0].state, lost[0].fence), (1, RunState::Lost, Some(7)));
     assert_eq!((lost[0].run_id, lost[0].slot), (claim.run_id, slot));
+}
+
+/// Found by the model in `common/coord/model`: a claim that was sent before the worker died may
+/// reach etcd after the next life has looked at it.
+#[tokio::test]
+async fn a_claim_of_the_last_life_that_arrives_late_is_lost() {
+    let mut rig = rig().await;
+    rig.load(ONCE, false).await;
+    rig.agent.found_claimed(&j(), None).await;
+    let slot = Timestamp::from_second(Timestamp::now().as_second() - 60).unwrap();
+    let late = RunId(uuid::Uuid::now_v7());
+    for _ in 0..2 {
+        rig.agent.claimed_by_last_life(&j(), slot, late, 7).await;
+    }
+    let lost = rig.records().await;
+    assert_eq!((lost.len(), lost[0].state, lost[0].fence), (1, RunState::Lost, Some(7)));
+    assert_eq!((lost[0].run_id, lost[0].slot), (late, slot));
+    // What this life has claimed is not.
+    let id = rig.slot(1).await;
+    rig.agent.claimed_by_last_life(&j(), slot, id, 8).await;
+    assert_eq!(rig.records().await.len(), 1);
 }

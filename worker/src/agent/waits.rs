@@ -10,7 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use meepo_core::{
     code::Code,
     id::{Name, RunId},
-    job::{Assignment, JobStatus},
+    job::{Assignment, JobStatus, OnNodeLoss},
     retry,
     run::{Cause, RunRecord, RunState},
 };
@@ -36,6 +36,10 @@ struct Promise {
     cause: Cause,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     fence: Option<i64>,
+    /// The run whose key in etcd becomes this one's before it begins; see
+    /// [`crate::custody`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    after: Option<RunId>,
     assignment: Assignment,
 }
 
@@ -45,12 +49,14 @@ pub(crate) fn promise(plan: &Plan, ended: &RunRecord, now: Timestamp) -> Option<
     let policy = plan.assignment.retry.as_ref()?;
     let seed = retry::seed([plan.run_id.to_string().as_str()]);
     let wait = policy.wait(plan.attempt, ended.code, seed)?;
+    let in_custody = plan.fence.is_some() && plan.assignment.on_node_loss == OnNodeLoss::Rerun;
     let promise = Promise {
         job,
         slot: plan.slot,
         attempt: plan.attempt + 1,
         cause: plan.cause,
         fence: plan.fence,
+        after: in_custody.then_some(plan.run_id),
         assignment: Assignment::clone(&plan.assignment),
     };
     Some(WaitEntry {
@@ -61,9 +67,15 @@ pub(crate) fn promise(plan: &Plan, ended: &RunRecord, now: Timestamp) -> Option<
     })
 }
 
-fn plan(run_id: RunId, promise: &str) -> serde_json::Result<Plan> {
-    let p: Promise = serde_json::from_str(promise)?;
-    Ok(Plan {
+/// The run whose key in etcd is to become that of the attempt which is promised, if it has
+/// one, and the attempt.
+pub(crate) fn succession(wait: &WaitEntry) -> Option<(RunId, Plan)> {
+    let promise: Promise = serde_json::from_str(&wait.plan).ok()?;
+    Some((promise.after?, plan(wait.run_id, promise)))
+}
+
+fn plan(run_id: RunId, p: Promise) -> Plan {
+    Plan {
         run_id,
         job: Some(p.job),
         assignment: Arc::new(p.assignment),
@@ -72,7 +84,7 @@ fn plan(run_id: RunId, promise: &str) -> serde_json::Result<Plan> {
         cause: p.cause,
         fence: p.fence,
         permit: None,
-    })
+    }
 }
 
 /// Plans by the time at which they are to start.
@@ -85,8 +97,8 @@ pub(super) struct Waits {
 impl Waits {
     /// Enters a promised attempt.
     pub(super) fn promised(&mut self, wait: WaitEntry) {
-        match plan(wait.run_id, &wait.plan) {
-            Ok(plan) => self.enter(wait.due, plan.into()),
+        match serde_json::from_str(&wait.plan) {
+            Ok(promise) => self.enter(wait.due, plan(wait.run_id, promise).into()),
             Err(e) => error!(run_id = %wait.run_id, error = %e, "a promised run cannot be read"),
         }
     }

@@ -2,7 +2,7 @@
 
 use meepo_core::run::OutputChunk;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 /// Chunks and bytes a follower gets at once, at most.
 const BATCH: (usize, usize) = (256, 256 * 1024);
@@ -21,7 +21,7 @@ pub struct OutputHub {
 struct Shared {
     kept: Mutex<Kept>,
     /// Raised after each change of `kept`.
-    changed: watch::Sender<()>,
+    changed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -36,13 +36,13 @@ struct Kept {
 impl OutputHub {
     /// An empty hub.
     pub(super) fn new() -> Self {
-        let shared = Arc::new(Shared { kept: Mutex::default(), changed: watch::Sender::new(()) });
+        let shared = Arc::new(Shared { kept: Mutex::default(), changed: Notify::new() });
         Self { shared }
     }
 
     /// Reads along from the chunk with `seq` `from` on (0: everything that is kept).
     pub fn follow(&self, from: u64) -> Follower {
-        Follower { next: from, changed: self.shared.changed.subscribe(), hub: self.clone() }
+        Follower { next: from, hub: self.clone() }
     }
 
     /// Bytes written so far, and how many of them were not kept. Counted when a chunk is
@@ -103,6 +103,7 @@ impl OutputHub {
     pub(super) fn len(&self) -> u64 {
         self.lock().chunks.len() as u64
     }
+
     fn lock(&self) -> MutexGuard<'_, Kept> {
         // Nothing is left half done in the critical sections below.
         self.shared.kept.lock().unwrap_or_else(PoisonError::into_inner)
@@ -111,9 +112,7 @@ impl OutputHub {
     fn update(&self, change: impl FnOnce(&mut Kept)) {
         change(&mut self.lock());
         // Who follows from now on looks first.
-        if self.shared.changed.receiver_count() > 0 {
-            self.shared.changed.send_replace(());
-        }
+        self.shared.changed.notify_waiters();
     }
 }
 
@@ -122,23 +121,26 @@ impl OutputHub {
 pub struct Follower {
     hub: OutputHub,
     next: u64,
-    changed: watch::Receiver<()>,
 }
 
 impl Follower {
     /// The next chunks, in order and without gaps: at least one, as many as are there up
     /// to a few hundred. `None` after the last. Cancel safe.
     pub async fn next(&mut self) -> Option<Vec<Arc<OutputChunk>>> {
+        let hub = self.hub.clone();
         loop {
-            // Marked as seen before looking, so that nothing is missed in between.
-            self.changed.mark_unchanged();
+            let changed = hub.shared.changed.notified();
+            tokio::pin!(changed);
+            // Before the look, so that nothing is missed in between.
+            changed.as_mut().enable();
             let (batch, closed) = self.ready();
             if !batch.is_empty() {
                 return Some(batch);
             }
-            if closed || self.changed.changed().await.is_err() {
+            if closed {
                 return None;
             }
+            changed.await;
         }
     }
 

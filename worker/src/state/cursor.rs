@@ -1,6 +1,6 @@
 //! How far each job is: the last slot dealt with, and how many scheduled runs began.
 
-use super::{State, StateError};
+use super::{State, StateError, engine::Context};
 use jiff::Timestamp;
 use meepo_core::id::Name;
 use rusqlite::{Connection, OptionalExtension, Result, Row, params};
@@ -19,12 +19,12 @@ pub struct Cursor {
 impl State {
     /// Every job's cursor.
     pub async fn cursors(&self) -> Result<BTreeMap<Name, Cursor>, StateError> {
-        self.call(|cx| all(&cx.conn)).await
+        self.call(|cx| all(cx.conn)).await
     }
 
     /// The cursor of `job`.
     pub async fn cursor(&self, job: Name) -> Result<Option<Cursor>, StateError> {
-        self.call(move |cx| one(&cx.conn, &job)).await
+        self.call(move |cx| one(cx.conn, &job)).await
     }
 
     /// Sends an order to set slots of jobs, be it back, and keep their counts of runs: for
@@ -34,18 +34,17 @@ impl State {
         &self,
         jobs: Vec<(Name, Timestamp)>,
     ) -> Result<(), StateError> {
-        self.later(move |cx| jobs.iter().try_for_each(|(job, at)| restart(&cx.conn, job, *at)))
-            .await
+        self.later(move |cx| jobs.iter().try_for_each(|(job, at)| restart(cx.conn, job, *at))).await
     }
 
     /// Removes the cursor of a job that is gone, with its count of runs, at `now`.
     pub async fn forget_job(&self, job: Name, now: Timestamp) -> Result<(), StateError> {
-        self.call(move |cx| forget(&cx.conn, &job, now)).await
+        self.call(move |cx| forget(cx.conn, &job, now)).await
     }
 
     /// Sends [`State::forget_job`]; as [`State::note_runs_later`].
     pub async fn forget_job_later(&self, job: Name, now: Timestamp) -> Result<(), StateError> {
-        self.later(move |cx| forget(&cx.conn, &job, now)).await
+        self.later(move |cx| forget(cx.conn, &job, now)).await
     }
 
     /// When a cursor was last removed, or else the file made: a job without a cursor has had
@@ -64,25 +63,24 @@ pub(super) fn instant(ms: i64) -> Timestamp {
     Timestamp::from_millisecond(ms).unwrap_or_default()
 }
 
+/// Moves a cursor forward and counts runs.
+pub(super) const ADVANCE: &str = "INSERT INTO cursor (job, slot, runs) VALUES (?1, ?2, ?3)
+    ON CONFLICT (job) DO UPDATE SET slot = excluded.slot, runs = runs + excluded.runs
+    WHERE excluded.slot > cursor.slot";
+
 /// Moves the cursor forward and counts `runs` that begin with it; answers where it is
 /// if it is there already.
 pub(super) fn advance(
-    conn: &Connection,
+    cx: &mut Context,
     job: &Name,
     slot: Timestamp,
     runs: u32,
 ) -> Result<Option<Timestamp>> {
-    let moved = conn
-        .prepare_cached(
-            "INSERT INTO cursor (job, slot, runs) VALUES (?1, ?2, ?3)
-             ON CONFLICT (job) DO UPDATE SET slot = excluded.slot, runs = runs + excluded.runs
-             WHERE excluded.slot > cursor.slot",
-        )?
-        .execute(params![job.as_str(), millis(slot), runs])?;
-    if moved > 0 {
+    let advance = cx.hot.advance.on(cx.conn)?;
+    if advance.execute(params![job.as_str(), millis(slot), runs])? > 0 {
         return Ok(None);
     }
-    Ok(one(conn, job)?.map(|c| c.slot))
+    Ok(one(cx.conn, job)?.map(|c| c.slot))
 }
 
 fn restart(conn: &Connection, job: &Name, slot: Timestamp) -> Result<()> {

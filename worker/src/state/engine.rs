@@ -2,16 +2,17 @@
 //! transaction, so that many of them share the cost of one flush to disk.
 
 use super::{
+    cursor,
     disk::Disk,
     error::StateError,
-    journal::Latest,
-    lanes::Meter,
+    journal::{self, Latest},
+    lanes::{self, Meter},
     open::{Lock, Opened},
     spool::SpoolStats,
     tallies::Tallies,
 };
 use prometheus_client::metrics::counter::Counter;
-use rusqlite::Connection;
+use rusqlite::{Connection, Statement};
 use std::{
     path::PathBuf,
     sync::{
@@ -29,15 +30,58 @@ const GROUP: usize = 512;
 /// flush costs as much for many as for one, and who comes alone waits for nobody.
 const GATHER: Duration = Duration::from_millis(1);
 
-/// After one that this many shared it waits twice as long.
+/// After one that this many shared it waits twice as long …
 const MANY: usize = 8;
+
+/// … and after one that this many shared, four times as long.
+const CROWD: usize = 48;
 
 /// Free pages (4 KiB each) the file may keep before it is made smaller.
 const SPARE_PAGES: i64 = 2048;
 
+/// A statement that most runs need: kept, as to look for it would cost more than to bind it.
+pub(super) struct Kept<'c>(&'static str, Option<Statement<'c>>);
+
+impl<'c> Kept<'c> {
+    /// The statement, prepared when it is first used.
+    pub(super) fn on(&mut self, conn: &'c Connection) -> rusqlite::Result<&mut Statement<'c>> {
+        match &mut self.1 {
+            Some(statement) => Ok(statement),
+            none => Ok(none.insert(conn.prepare(self.0)?)),
+        }
+    }
+}
+
+/// The statements of each run.
+pub(super) struct Hot<'c> {
+    begin: Kept<'c>,
+    commit: Kept<'c>,
+    pub(super) enter: Kept<'c>,
+    pub(super) close: Kept<'c>,
+    pub(super) remember: Kept<'c>,
+    pub(super) advance: Kept<'c>,
+    pub(super) push: Kept<'c>,
+}
+
+impl Hot<'_> {
+    fn new() -> Self {
+        let kept = |sql| Kept(sql, None);
+        Self {
+            begin: kept("BEGIN IMMEDIATE"),
+            commit: kept("COMMIT"),
+            enter: kept(journal::ENTER),
+            close: kept(journal::CLOSE),
+            remember: kept(journal::REMEMBER),
+            advance: kept(cursor::ADVANCE),
+            push: kept(lanes::PUSH),
+        }
+    }
+}
+
 /// What operations work on.
-pub(super) struct Context {
-    pub(super) conn: Connection,
+pub(super) struct Context<'c> {
+    pub(super) conn: &'c Connection,
+    pub(super) hot: Hot<'c>,
     pub(super) path: PathBuf,
     /// Follows the spool's content; set back when a transaction fails.
     pub(super) meter: Meter,
@@ -55,8 +99,6 @@ pub(super) struct Context {
     pub(super) freed: bool,
     /// Where the meter is published.
     stats: watch::Sender<SpoolStats>,
-    /// Dropped after the connection.
-    _lock: Lock,
 }
 
 /// Figures of the thread since it started.
@@ -152,8 +194,13 @@ pub(super) fn run(
     counters: &Arc<Counters>,
     stats: watch::Sender<SpoolStats>,
 ) {
+    // Dropped after the connection.
+    let lock: Lock = opened.lock;
+    let conn = opened.conn;
+    conn.set_prepared_statement_cache_capacity(64);
     let mut cx = Context {
-        conn: opened.conn,
+        conn: &conn,
+        hot: Hot::new(),
         path: opened.path,
         meter,
         spool_limit: limits.0,
@@ -163,9 +210,7 @@ pub(super) fn run(
         tallies,
         freed: true,
         stats,
-        _lock: opened.lock,
     };
-    cx.conn.set_prepared_statement_cache_capacity(64);
     let mut group = Vec::new();
     let mut closing = None;
     while closing.is_none() {
@@ -182,7 +227,8 @@ pub(super) fn run(
         let gather = match operations.len() {
             0 | 1 => Duration::ZERO,
             n if n < MANY => GATHER,
-            _ => GATHER * 2,
+            n if n < CROWD => GATHER * 2,
+            _ => GATHER * 4,
         };
         cx.group(operations, counters);
         while cx.freed && queue.is_empty() {
@@ -194,12 +240,14 @@ pub(super) fn run(
     }
     drop(queue);
     drop(cx);
+    drop(conn);
+    drop(lock);
     if let Some(reply) = closing {
         let _ = reply.send(());
     }
 }
 
-impl Context {
+impl Context<'_> {
     /// Applies `operations` in one transaction or, should that fail, each in its own,
     /// so that one that cannot be done does not take others with it.
     fn group(&mut self, mut operations: Vec<Box<dyn Operation>>, counters: &Counters) {
@@ -236,9 +284,9 @@ impl Context {
         counters.transactions.fetch_add(1, Ordering::Relaxed);
         let began = Instant::now();
         let outcome = self
-            .sql("BEGIN IMMEDIATE")
+            .sql(|hot| &mut hot.begin)
             .and_then(|()| operations.iter_mut().try_for_each(|o| o.apply(self)))
-            .and_then(|()| self.sql("COMMIT"));
+            .and_then(|()| self.sql(|hot| &mut hot.commit));
         counters.disk.note(&outcome, began.elapsed());
         if outcome.is_ok() {
             // Before anybody learns of the success, so that figures and answers agree.
@@ -248,7 +296,7 @@ impl Context {
             self.latest = Latest::default();
             // Some errors have rolled back already.
             if !self.conn.is_autocommit()
-                && let Err(error) = self.sql("ROLLBACK")
+                && let Err(error) = self.conn.execute_batch("ROLLBACK")
             {
                 tracing::error!(%error, "cannot roll back");
             }
@@ -256,10 +304,13 @@ impl Context {
         outcome
     }
 
-    fn sql(&self, sql: &str) -> Result<(), StateError> {
-        self.conn
-            .prepare_cached(sql)
-            .and_then(|mut s| s.execute([]).map(drop))
+    fn sql(
+        &mut self,
+        of: impl for<'h, 'c> FnOnce(&'h mut Hot<'c>) -> &'h mut Kept<'c>,
+    ) -> Result<(), StateError> {
+        of(&mut self.hot)
+            .on(self.conn)
+            .and_then(|s| s.execute([]).map(drop))
             .map_err(|e| StateError::sqlite(&self.path, &e))
     }
 

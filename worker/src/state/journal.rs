@@ -3,8 +3,8 @@
 use super::{
     cursor::{self, millis},
     engine::Context,
-    lanes, push_all, room,
-    spool::{self, Row},
+    lanes, room,
+    spool::{self, Row, WHOLE},
     tallies,
     waits::{self, WaitEntry},
 };
@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use meepo_core::{
     id::{Name, RunId},
     notify::Outcome,
-    run::{Cause, OutputChunk, RunRecord},
+    run::{Cause, OutputChunk, RunRecord, RunState},
 };
 use rusqlite::{Connection, Result, params};
 use std::{
@@ -32,6 +32,13 @@ const LATEST: usize = 2048;
 
 /// How long an id stays there: far less than it is remembered.
 const FRESH: Duration = Duration::from_secs(24 * 3600);
+
+/// Enters a run.
+pub(super) const ENTER: &str = "INSERT OR IGNORE INTO journal (run_id, record) VALUES (?1, ?2)";
+/// Takes it out.
+pub(super) const CLOSE: &str = "DELETE FROM journal WHERE run_id = ?1";
+/// Remembers its id.
+pub(super) const REMEMBER: &str = "INSERT OR IGNORE INTO seen (run_id, at) VALUES (?1, ?2)";
 
 /// What came of [`State::begin_run`](super::State::begin_run).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,10 +119,7 @@ impl Latest {
 /// Remembers a run id; answers whether it was new.
 fn remember(cx: &mut Context, run_id: RunId) -> Result<bool> {
     let now = Timestamp::now();
-    let new = cx
-        .conn
-        .prepare_cached("INSERT OR IGNORE INTO seen (run_id, at) VALUES (?1, ?2)")?
-        .execute(params![run_id.0.as_bytes(), millis(now)])?;
+    let new = cx.hot.remember.on(cx.conn)?.execute(params![run_id.0.as_bytes(), millis(now)])?;
     if new == 0 {
         return Ok(false);
     }
@@ -160,21 +164,18 @@ pub(super) fn begin(
     entry: &Entry,
     cursor: Option<&(Name, Timestamp)>,
 ) -> Result<Begin> {
-    let new = cx
-        .conn
-        .prepare_cached("INSERT OR IGNORE INTO journal (run_id, record) VALUES (?1, ?2)")?
-        .execute(params![entry.run_id.0.as_bytes(), entry.json])?;
+    let new = cx.hot.enter.on(cx.conn)?.execute(params![entry.run_id.0.as_bytes(), entry.json])?;
     if new == 0 {
         return Ok(Begin::KnownRun);
     }
     if entry.again && !remember(cx, entry.run_id)? {
-        close(&cx.conn, entry.run_id)?;
+        close(cx, entry.run_id)?;
         return Ok(Begin::KnownRun);
     }
     if let Some((job, slot)) = cursor
-        && let Some(cursor) = cursor::advance(&cx.conn, job, *slot, 1)?
+        && let Some(cursor) = cursor::advance(cx, job, *slot, 1)?
     {
-        close(&cx.conn, entry.run_id)?;
+        close(cx, entry.run_id)?;
         return Ok(Begin::SlotTaken { cursor });
     }
     waits::remove(cx, entry.run_id)?;
@@ -182,10 +183,8 @@ pub(super) fn begin(
 }
 
 /// Takes a run out of the journal.
-fn close(conn: &Connection, run_id: RunId) -> Result<()> {
-    conn.prepare_cached("DELETE FROM journal WHERE run_id = ?1")?
-        .execute([run_id.0.as_bytes()])
-        .map(drop)
+fn close(cx: &mut Context, run_id: RunId) -> Result<()> {
+    cx.hot.close.on(cx.conn)?.execute([run_id.0.as_bytes()]).map(drop)
 }
 
 /// See [`State::started`](super::State::started).
@@ -201,8 +200,8 @@ pub(super) fn started(cx: &Context, run_id: RunId, pid: u32, start: u64) -> Resu
 pub(super) struct End {
     run_id: RunId,
     again: bool,
-    output: Vec<Row>,
-    record: Row,
+    /// The record, with what is left of the output.
+    row: Row,
     next: Option<WaitEntry>,
     outcome: Option<(Name, Outcome)>,
 }
@@ -217,8 +216,7 @@ impl End {
         Self {
             run_id: record.run_id,
             again: may_come_again(record),
-            output: output.iter().map(|c| Row::chunk(c)).collect(),
-            record: Row::record(record),
+            row: Row::whole(record, output),
             next: next.cloned(),
             outcome: record.job.clone().zip(outcome.cloned()),
         }
@@ -227,21 +225,31 @@ impl End {
 
 /// See [`State::end_run_with`](super::State::end_run_with).
 pub(super) fn end(cx: &mut Context, end: &End) -> Result<u64> {
-    close(&cx.conn, end.run_id)?;
+    close(cx, end.run_id)?;
     if end.again && !cx.latest.holds(end.run_id) {
         // Once more: a long run may have outlived the memory of its beginning.
         remember(cx, end.run_id)?;
     }
-    push_all(cx, &end.output)?;
+    let mut row = &end.row;
+    let alone;
+    if row.kind == WHOLE
+        && !room::fits(cx, row)?
+        && let Some((record, output)) = Row::parts(row.kind, &row.payload)
+    {
+        // As much of it as there is room for.
+        output.iter().try_for_each(|chunk| lanes::push(cx, &Row::chunk(chunk)))?;
+        alone = Row::record(&record);
+        row = &alone;
+    }
     let dropped = match cx.meter.told_of {
-        true => room::dropped(&cx.conn, end.run_id)?,
+        true => room::dropped(cx.conn, end.run_id)?,
         false => 0,
     };
     match dropped {
-        0 => lanes::push(cx, &end.record)?,
+        0 => lanes::push(cx, row)?,
         n => {
             room::forget(cx, end.run_id)?;
-            lanes::push(cx, &end.record.with_dropped(n))?;
+            lanes::push(cx, &row.with_dropped(n))?;
         }
     }
     end.next.as_ref().map_or(Ok(()), |wait| waits::put(cx, wait))?;
@@ -265,7 +273,9 @@ impl Note {
     pub(super) fn new(record: &RunRecord) -> Self {
         let row = Row::record(record);
         let outcome = record.job.clone().zip(Outcome::of(record, true, false, None));
-        Self { row, run_id: record.run_id, again: may_come_again(record), outcome }
+        // A slot that passed is come to again when the worker dies before its cursor moves.
+        let passed = matches!(record.state, RunState::Missed | RunState::Skipped);
+        Self { row, run_id: record.run_id, again: passed || may_come_again(record), outcome }
     }
 }
 
@@ -276,7 +286,7 @@ pub(super) fn note(
     cursor: Option<&(Name, Timestamp)>,
 ) -> Result<Begin> {
     if let Some((job, slot)) = cursor
-        && let Some(cursor) = cursor::advance(&cx.conn, job, *slot, 0)?
+        && let Some(cursor) = cursor::advance(cx, job, *slot, 0)?
     {
         return Ok(Begin::SlotTaken { cursor });
     }

@@ -14,7 +14,7 @@
 use super::{
     engine::Context,
     room,
-    spool::{CHUNK, RECORD, ROW, Row, SpoolItem, SpoolStats, born},
+    spool::{CHUNK, RECORD, ROW, Row, SpoolItem, SpoolStats, WHOLE, born},
 };
 use jiff::Timestamp;
 use meepo_core::id::RunId;
@@ -170,10 +170,10 @@ impl SpoolStats {
 pub(super) fn open(conn: &Connection) -> Result<Meter> {
     let (rows, bytes, last_id) = count(conn, NONE.1)?;
     let (latest, record, chunk): (Option<i64>, Option<Vec<u8>>, Option<Vec<u8>>) = conn.query_row(
-        // A record begins with {"run_id":" and the id, a chunk with the id's bytes.
+        // A record begins with {"run_id":" and the id, anything else with the id's bytes.
         "SELECT max(at), max(CASE kind WHEN ?1 THEN substr(payload, 12, 13) END),
-                    max(CASE kind WHEN ?2 THEN substr(payload, 1, 6) END) FROM spooled",
-        [RECORD, CHUNK],
+                    max(CASE WHEN kind IN (?2, ?3) THEN substr(payload, 1, 6) END) FROM spooled",
+        [RECORD, CHUNK, WHOLE],
         |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)),
     )?;
     let record = record.and_then(|text| {
@@ -244,6 +244,9 @@ fn oldest(conn: &Connection, after: i64) -> Result<Option<i64>> {
     rows.next()?.map(|r| r.get(0)).transpose()
 }
 
+/// Puts a row in.
+pub(super) const PUSH: &str = "INSERT INTO spooled (id, kind, at, payload) VALUES (?1, ?2, ?3, ?4)";
+
 /// Puts `row` in, if there is room for it or room can be made; see [`room`].
 pub(super) fn push(cx: &mut Context, row: &Row) -> Result<()> {
     if cx.meter.bytes + row.size() > cx.spool_limit && !room::make(cx, row)? {
@@ -251,9 +254,7 @@ pub(super) fn push(cx: &mut Context, row: &Row) -> Result<()> {
     }
     let now = Timestamp::now().as_millisecond();
     let id = cx.meter.next_id(born(row.run));
-    cx.conn
-        .prepare_cached("INSERT INTO spooled (id, kind, at, payload) VALUES (?1, ?2, ?3, ?4)")?
-        .execute(params![id, row.kind, now, row.payload])?;
+    cx.hot.push.on(cx.conn)?.execute(params![id, row.kind, now, row.payload])?;
     cx.meter.rows += 1;
     cx.meter.bytes += row.size();
     cx.meter.oldest_ms.get_or_insert(now);
@@ -302,19 +303,25 @@ impl Taken {
         let Self { mut batch, rows, dropped } = self;
         batch.items.reserve(rows.len());
         for (kind, payload) in rows {
-            match Row::decode(kind, &payload) {
-                Some(SpoolItem::Record(mut record)) => {
-                    if record.state.is_final()
-                        && let Some(bytes) = dropped.get(&record.run_id)
-                    {
-                        record.dropped_bytes += bytes;
-                        batch.told.push(record.run_id);
-                    }
-                    batch.items.push(SpoolItem::Record(record));
+            if kind == CHUNK {
+                match Row::decode_chunk(&payload) {
+                    Some(chunk) => batch.items.push(SpoolItem::Chunk(chunk)),
+                    None => batch.unreadable += 1,
                 }
-                Some(chunk) => batch.items.push(chunk),
-                None => batch.unreadable += 1,
+                continue;
             }
+            let Some((mut record, output)) = Row::parts(kind, &payload) else {
+                batch.unreadable += 1;
+                continue;
+            };
+            if record.state.is_final()
+                && let Some(bytes) = dropped.get(&record.run_id)
+            {
+                record.dropped_bytes += bytes;
+                batch.told.push(record.run_id);
+            }
+            batch.items.extend(output.into_iter().map(SpoolItem::Chunk));
+            batch.items.push(SpoolItem::Record(record));
         }
         batch
     }
@@ -342,10 +349,9 @@ fn read(cx: &Context, (first, last): Ids, most: Most) -> Result<Taken> {
         batch.rows += 1;
         batch.bytes += payload.len() as u64 + ROW;
         if cx.meter.told_of
-            && kind == RECORD
-            && let Some(run) = recorded(payload)
+            && let Some(run) = Row::recorded(kind, payload)
         {
-            let dropped = room::dropped(&cx.conn, run)?;
+            let dropped = room::dropped(cx.conn, run)?;
             if dropped > 0 {
                 taken.dropped.insert(run, dropped);
             }
@@ -354,11 +360,6 @@ fn read(cx: &Context, (first, last): Ids, most: Most) -> Result<Taken> {
     }
     batch.more |= batch.rows == most.0 as u64;
     Ok(taken)
-}
-
-/// The run of a record, which its JSON begins with.
-fn recorded(json: &[u8]) -> Option<RunId> {
-    std::str::from_utf8(json.get(11..47)?).ok()?.parse().ok()
 }
 
 /// Deletes a batch.
@@ -385,11 +386,11 @@ pub(super) fn ack(cx: &mut Context, batch: &Acked) -> Result<()> {
         }
     } else {
         // It was acknowledged before: counted anew.
-        let (rows, bytes, _) = count(&cx.conn, 0)?;
-        let fresh = if meter.base > 0 { count(&cx.conn, meter.base)?.0 } else { rows };
+        let (rows, bytes, _) = count(cx.conn, 0)?;
+        let fresh = if meter.base > 0 { count(cx.conn, meter.base)?.0 } else { rows };
         (meter.rows, meter.bytes, meter.backlog) = (rows, bytes, rows - fresh);
     }
-    look(&cx.conn, meter)?;
+    look(cx.conn, meter)?;
     cx.freed |= deleted > 0;
     Ok(())
 }
@@ -405,5 +406,5 @@ pub(super) fn part(cx: &mut Context) -> Result<()> {
     meter.backlog_id = meter.last_id;
     meter.base = next_span(meter.last_id);
     meter.backlog_born = Timestamp::now().as_millisecond().max(meter.youngest);
-    look(&cx.conn, meter)
+    look(cx.conn, meter)
 }

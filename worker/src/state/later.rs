@@ -108,12 +108,12 @@ impl State {
 
     /// Sends an order to put entries into the snapshot; as [`State::note_runs_later`].
     pub async fn put_snapshots_later(&self, entries: Vec<SnapshotEntry>) -> Result<(), StateError> {
-        self.later(move |cx| entries.iter().try_for_each(|e| snapshot::put(&cx.conn, e))).await
+        self.later(move |cx| entries.iter().try_for_each(|e| snapshot::put(cx.conn, e))).await
     }
 
     /// Sends an order to remove a key from the snapshot; as [`State::note_runs_later`].
     pub async fn delete_snapshot_later(&self, key: String) -> Result<(), StateError> {
-        self.later(move |cx| snapshot::delete(&cx.conn, &key)).await
+        self.later(move |cx| snapshot::delete(cx.conn, &key)).await
     }
 
     pub(super) async fn later<R, F>(&self, f: F) -> Result<(), StateError>

@@ -205,12 +205,12 @@ impl State {
     /// Those of the requested runs `ids` that have begun or were turned down, as far as that
     /// is remembered.
     pub async fn seen(&self, ids: Vec<RunId>) -> Result<HashSet<RunId>, StateError> {
-        self.call(move |cx| journal::seen(&cx.conn, &ids)).await
+        self.call(move |cx| journal::seen(cx.conn, &ids)).await
     }
 
     /// The runs that were begun and not ended, for the start of the worker.
     pub async fn recover(&self) -> Result<Vec<OpenRun>, StateError> {
-        self.call(|cx| journal::open_runs(&cx.conn)).await
+        self.call(|cx| journal::open_runs(cx.conn)).await
     }
 
     /// Puts items into the spool and waits until they are durable.
@@ -298,12 +298,12 @@ impl State {
 
     /// The whole snapshot, by key.
     pub async fn load_snapshot(&self) -> Result<Vec<SnapshotEntry>, StateError> {
-        self.call(|cx| snapshot::load(&cx.conn)).await
+        self.call(|cx| snapshot::load(cx.conn)).await
     }
 
     /// What the snapshot holds at `key`.
     pub async fn snapshot(&self, key: String) -> Result<Option<Vec<u8>>, StateError> {
-        self.call(move |cx| snapshot::get(&cx.conn, &key)).await
+        self.call(move |cx| snapshot::get(cx.conn, &key)).await
     }
 
     /// Figures since the state was opened.
@@ -327,9 +327,7 @@ impl State {
     }
 
     async fn send_rows(&self, rows: Vec<Row>) -> Result<(), StateError> {
-        let call =
-            Call { f: move |cx: &mut Context| push_all(cx, &rows), result: None, reply: None };
-        self.send(Message::Do(Box::new(call))).await
+        self.later(move |cx| push_all(cx, &rows)).await
     }
 
     async fn send(&self, message: Message) -> Result<(), StateError> {

@@ -6,14 +6,23 @@ use meepo_core::{
     run::{OutputChunk, RunRecord, Stream},
 };
 use meepo_logstore::LogItem;
+use std::borrow::Borrow;
+use uuid::Uuid;
 
 pub(super) const RECORD: i64 = 1;
 pub(super) const CHUNK: i64 = 2;
+/// A record with all that its run wrote, which mostly are a few lines: one row costs a third of
+/// three.
+pub(super) const WHOLE: i64 = 3;
 
 /// What a row costs beyond its payload, roughly, in bytes.
 pub(super) const ROW: u64 = 32;
 /// Bytes of a chunk's row before its data.
 pub(super) const HEAD: u64 = 33;
+/// Bytes of a run id.
+const ID: usize = 16;
+/// Bytes of a length.
+const LENGTH: usize = 4;
 
 /// Something to deliver.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,26 +55,53 @@ impl Row {
         Self { kind: RECORD, run: record.run_id, payload: json(record) }
     }
 
-    /// The same record with `bytes` more of its output lost. Anything but a record stays.
+    /// The same record with `bytes` more of its output lost. A chunk stays as it is.
     pub(super) fn with_dropped(&self, bytes: u64) -> Self {
-        match Self::decode(self.kind, &self.payload) {
-            Some(SpoolItem::Record(mut record)) => {
-                record.dropped_bytes += bytes;
-                Self::record(&record)
-            }
-            _ => Self { kind: self.kind, run: self.run, payload: self.payload.clone() },
+        if let Some((mut record, output)) = Self::parts(self.kind, &self.payload) {
+            record.dropped_bytes += bytes;
+            return Self::whole(&record, &output);
         }
+        Self { kind: self.kind, run: self.run, payload: self.payload.clone() }
     }
 
-    /// Run id, seq (little endian), stream, time in ms (little endian), the bytes.
+    /// Run id, and what [`put_chunk`] puts.
     pub(super) fn chunk(c: &OutputChunk) -> Self {
         let mut payload = Vec::with_capacity(HEAD as usize + c.data.len());
         payload.extend_from_slice(c.run_id.0.as_bytes());
-        payload.extend_from_slice(&c.seq.to_le_bytes());
-        payload.push(u8::from(c.stream == Stream::Stderr));
-        payload.extend_from_slice(&c.at.as_millisecond().to_le_bytes());
-        payload.extend_from_slice(&c.data);
+        put_chunk(&mut payload, c);
         Self { kind: CHUNK, run: c.run_id, payload }
+    }
+
+    /// A record with the output of its run: run id, the record as JSON, then of each chunk what
+    /// [`put_chunk`] puts, both after their lengths (little endian). Without output the record
+    /// alone.
+    pub(super) fn whole<C: Borrow<OutputChunk>>(record: &RunRecord, output: &[C]) -> Self {
+        if output.is_empty() {
+            return Self::record(record);
+        }
+        let bytes: usize = output.iter().map(|c| HEAD as usize + c.borrow().data.len()).sum();
+        let mut payload = Vec::with_capacity(512 + record.cmd.len() + bytes);
+        payload.extend_from_slice(record.run_id.0.as_bytes());
+        sized(&mut payload, |payload| put_json(payload, record));
+        for chunk in output {
+            sized(&mut payload, |payload| put_chunk(payload, chunk.borrow()));
+        }
+        Self { kind: WHOLE, run: record.run_id, payload }
+    }
+
+    /// A record, and the output that is in the same row.
+    pub(super) fn parts(kind: i64, payload: &[u8]) -> Option<(RunRecord, Vec<OutputChunk>)> {
+        let (id, mut rest) = match kind {
+            RECORD => return Some((serde_json::from_slice(payload).ok()?, Vec::new())),
+            WHOLE => payload.split_first_chunk::<ID>()?,
+            _ => return None,
+        };
+        let record = serde_json::from_slice(take_sized(&mut rest)?).ok()?;
+        let mut output = Vec::new();
+        while !rest.is_empty() {
+            output.push(decode_chunk(RunId(Uuid::from_bytes(*id)), take_sized(&mut rest)?)?);
+        }
+        Some((record, output))
     }
 
     pub(super) fn item(item: &SpoolItem) -> Self {
@@ -80,10 +116,18 @@ impl Row {
         self.payload.len() as u64 + ROW
     }
 
-    pub(super) fn decode(kind: i64, payload: &[u8]) -> Option<SpoolItem> {
+    /// A chunk that has a row of its own.
+    pub(super) fn decode_chunk(payload: &[u8]) -> Option<OutputChunk> {
+        let (id, rest) = payload.split_first_chunk::<ID>()?;
+        decode_chunk(RunId(Uuid::from_bytes(*id)), rest)
+    }
+
+    /// The run of a record, without reading all of it.
+    pub(super) fn recorded(kind: i64, payload: &[u8]) -> Option<RunId> {
         match kind {
-            RECORD => serde_json::from_slice(payload).ok().map(SpoolItem::Record),
-            CHUNK => decode_chunk(payload).map(SpoolItem::Chunk),
+            // Its JSON begins with the id.
+            RECORD => std::str::from_utf8(payload.get(11..47)?).ok()?.parse().ok(),
+            WHOLE => Some(RunId(Uuid::from_bytes(*payload.first_chunk::<ID>()?))),
             _ => None,
         }
     }
@@ -93,18 +137,47 @@ impl Row {
 pub(super) fn json(record: &RunRecord) -> Vec<u8> {
     // Hardly ever has it to grow.
     let mut json = Vec::with_capacity(512 + record.cmd.len());
-    // It has only string keys and no failing `Serialize`.
-    let _ = serde_json::to_writer(&mut json, record);
+    put_json(&mut json, record);
     json
 }
 
-fn decode_chunk(payload: &[u8]) -> Option<OutputChunk> {
-    let (id, rest) = payload.split_first_chunk::<16>()?;
-    let (seq, rest) = rest.split_first_chunk::<8>()?;
+fn put_json(to: &mut Vec<u8>, record: &RunRecord) {
+    // It has only string keys and no failing `Serialize`.
+    let _ = serde_json::to_writer(to, record);
+}
+
+/// Puts what `put` puts after its length.
+fn sized(to: &mut Vec<u8>, put: impl FnOnce(&mut Vec<u8>)) {
+    let at = to.len();
+    to.extend_from_slice(&[0; LENGTH]);
+    put(to);
+    // What goes into one row with a record is far smaller than 4 GiB.
+    let length = u32::try_from(to.len() - at - LENGTH).unwrap_or(u32::MAX);
+    to[at..at + LENGTH].copy_from_slice(&length.to_le_bytes());
+}
+
+/// Takes off what [`sized`] has put.
+fn take_sized<'a>(from: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let (length, rest) = from.split_first_chunk::<LENGTH>()?;
+    let (taken, rest) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+    *from = rest;
+    Some(taken)
+}
+
+/// Seq (little endian), stream, time in ms (little endian), the bytes.
+fn put_chunk(to: &mut Vec<u8>, c: &OutputChunk) {
+    to.extend_from_slice(&c.seq.to_le_bytes());
+    to.push(u8::from(c.stream == Stream::Stderr));
+    to.extend_from_slice(&c.at.as_millisecond().to_le_bytes());
+    to.extend_from_slice(&c.data);
+}
+
+fn decode_chunk(run_id: RunId, payload: &[u8]) -> Option<OutputChunk> {
+    let (seq, rest) = payload.split_first_chunk::<8>()?;
     let (stream, rest) = rest.split_first()?;
     let (at, data) = rest.split_first_chunk::<8>()?;
     Some(OutputChunk {
-        run_id: RunId(uuid::Uuid::from_bytes(*id)),
+        run_id,
         seq: u64::from_le_bytes(*seq),
         stream: if *stream == 0 { Stream::Stdout } else { Stream::Stderr },
         at: Timestamp::from_millisecond(i64::from_le_bytes(*at)).ok()?,

@@ -25,7 +25,7 @@ pub struct WaitEntry {
 impl State {
     /// Every attempt that waits, the first due first; for the start of the worker.
     pub async fn waits(&self) -> Result<Vec<WaitEntry>, StateError> {
-        self.call(|cx| all(&cx.conn)).await
+        self.call(|cx| all(cx.conn)).await
     }
 
     /// Gives up an attempt that waits, without a record. Does nothing if it is not there.

@@ -12,6 +12,7 @@
 //! | [`dispatch`] | who gets what next: `(snapshot, now) -> effects` |
 //! | [`answer`] | what the API takes and answers |
 //! | [`view`] | how tasks are shown, and kept once they are over |
+//! | [`waits`] | why a part that is ready waits, in words |
 
 pub mod answer;
 pub mod dispatch;
@@ -26,6 +27,7 @@ pub mod state;
 mod tests;
 pub mod verb;
 pub mod view;
+pub mod waits;
 
 pub use id::{PartId, TaskId, TaskRef};
 pub use record::{Ask, Control, OnFailure, OnLoss, Order, Part, PartSpec, Policy, Task};

@@ -197,6 +197,9 @@ pub struct PartView {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = "date-time"))]
     pub begun_at: Option<Timestamp>,
+    /// Ready, and nobody can take it now: why, and what it would need.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits: Option<String>,
     /// What somebody wants of it, until it is done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ask: Option<Ask>,
@@ -231,6 +234,7 @@ impl PartView {
             rounds: part.rounds,
             deadline: part.deadline,
             begun_at: part.begun_at,
+            waits: None,
             ask: part.ask,
             outcome: part.outcome.clone(),
             runs: part.runs.clone(),

@@ -6,7 +6,9 @@ use opentelemetry::{
     Context, KeyValue, SpanId, TraceFlags, TraceId,
     trace::{SpanContext, TraceContextExt, TraceState, TracerProvider},
 };
-use opentelemetry_otlp::WithExportConfig;
+use opentelemetry_otlp::{
+    WithExportConfig, WithTonicConfig, tonic_types::transport::ClientTlsConfig,
+};
 use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -21,12 +23,16 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long it may take for the last ones.
 const LAST: Duration = Duration::from_secs(2);
 
+/// How the address of a collector begins that is spoken to over TLS.
+const TLS: &str = "https://";
+
 static ON: AtomicBool = AtomicBool::new(false);
 
 /// Where spans go, and as whose.
 #[derive(Debug, Clone)]
 pub struct Collector {
-    /// URL of its OTLP server over gRPC, as `http://127.0.0.1:4317`.
+    /// URL of its OTLP server over gRPC, as `http://127.0.0.1:4317`; with `https` the
+    /// authorities are those that the host trusts.
     pub endpoint: String,
     /// The service: `meepo-master`.
     pub service: &'static str,
@@ -52,7 +58,8 @@ impl Drop for Traces {
 /// # Errors
 /// If it cannot; says what would be right.
 pub fn check(endpoint: &str) -> anyhow::Result<()> {
-    let host = endpoint.strip_prefix("http://").unwrap_or_default();
+    let secure = endpoint.strip_prefix(TLS);
+    let host = secure.or_else(|| endpoint.strip_prefix("http://")).unwrap_or_default();
     anyhow::ensure!(!host.is_empty() && !host.contains(char::is_whitespace), wrong(endpoint));
     Ok(())
 }
@@ -60,7 +67,7 @@ pub fn check(endpoint: &str) -> anyhow::Result<()> {
 fn wrong(endpoint: &str) -> String {
     format!(
         "otlp_endpoint: {endpoint:?} is no address of a collector; expected a URL such as \
-         http://127.0.0.1:4317 (TLS is not built in)"
+         http://127.0.0.1:4317 or https://otel.example.org:4317"
     )
 }
 
@@ -78,12 +85,14 @@ where
 {
     let endpoint = &collector.endpoint;
     check(endpoint)?;
-    let exporter = opentelemetry_otlp::SpanExporter::builder()
+    let mut exporter = opentelemetry_otlp::SpanExporter::builder()
         .with_tonic()
         .with_endpoint(endpoint)
-        .with_timeout(PATIENCE)
-        .build()
-        .with_context(|| wrong(endpoint))?;
+        .with_timeout(PATIENCE);
+    if endpoint.starts_with(TLS) {
+        exporter = exporter.with_tls_config(ClientTlsConfig::new().with_native_roots());
+    }
+    let exporter = exporter.build().with_context(|| wrong(endpoint))?;
     let mut resource = Resource::builder()
         .with_service_name(collector.service)
         .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
@@ -199,6 +208,16 @@ mod tests {
             "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7",
         ] {
             assert!(parse(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_address_has_a_scheme_and_a_host() {
+        for good in ["http://127.0.0.1:4317", "https://otel.example.org"] {
+            check(good).unwrap();
+        }
+        for bad in ["", "http://", "https://", "127.0.0.1:4317", "grpc://h", "https://a b"] {
+            assert!(check(bad).unwrap_err().to_string().contains("https://otel"), "{bad}");
         }
     }
 

@@ -10,9 +10,14 @@ use meepo_core::{
     auth::Permission,
     code::Code,
     error::Invalid,
-    id::Name,
+    id::{Name, NodeId},
     placement::At,
-    task::{Part, PartId, Task, TaskId, TaskRef, TaskState, TaskView, answer::TaskList},
+    task::{
+        Control, Part, PartId, PartState, PartView, Task, TaskId, TaskRef, TaskState, TaskView,
+        answer::TaskList,
+        dispatch::slots,
+        waits::{self, Taker},
+    },
 };
 use meepo_logstore::TaskQuery;
 use std::collections::{BTreeMap, BTreeSet};
@@ -52,7 +57,11 @@ impl Ops {
     /// A task with all its parts, or with one of them.
     pub async fn get_task(&self, what: TaskRef) -> ApiResult<TaskView> {
         let mut view = match self.find_task(what.task()).await? {
-            Some(found) => found.view(),
+            Some(found) => {
+                let mut view = found.view();
+                self.tell_why(&found.task.value, &mut view);
+                view
+            }
             None => {
                 let kept = self.store.get_task(what.task()).await?;
                 kept.ok_or_else(|| ApiError::not_found("task", what.task()))?
@@ -68,6 +77,54 @@ impl Ops {
             }
         }
         Ok(view)
+    }
+
+    /// Says of the parts that nobody can take now why they wait.
+    fn tell_why(&self, task: &Task, view: &mut TaskView) {
+        let waits = |p: &PartView| match p.state {
+            PartState::Ready => true,
+            // Not looked at yet, which takes no time if a master leads.
+            PartState::Pending => task.policy.rollout.is_none(),
+            _ => false,
+        };
+        if task.control != Control::Active || !view.parts.iter().any(waits) {
+            return;
+        }
+        let leads = self.leadership.borrow().leader.is_some();
+        let takers = self.takers();
+        let queue = task
+            .queue
+            .is_some()
+            .then(|| waits::for_queue(task.target.as_deref().unwrap_or("all"), &takers));
+        for part in view.parts.iter_mut().filter(|p| waits(p)) {
+            let node = task.part(part.id.n).and_then(|(spec, _)| spec.node.as_ref());
+            part.waits = match (node, &queue) {
+                _ if !leads => {
+                    Some("no master leads, so nothing is given out; needs a leader".to_owned())
+                }
+                _ if part.state == PartState::Pending => None,
+                (Some(node), _) => waits::for_node(node, &takers),
+                (None, Some(why)) => why.clone(),
+                (None, None) => None,
+            };
+        }
+    }
+
+    /// The nodes with their slots for tasks, as this master sees them.
+    fn takers(&self) -> BTreeMap<NodeId, Taker> {
+        let mut taken: BTreeMap<NodeId, u32> = BTreeMap::new();
+        for part in self.board.read().parts.values().map(|at| &at.value) {
+            if let (PartState::Reserved, Some(node)) = (part.state, &part.node) {
+                *taken.entry(node.clone()).or_default() += 1;
+            }
+        }
+        let data = self.view.read();
+        let all = data.all_nodes_now().into_iter().map(|(id, node)| {
+            let slots = data.health.get(&id).map_or(0, slots);
+            let taken = taken.get(&id).copied().unwrap_or(0);
+            (id, Taker { node, slots, taken })
+        });
+        all.collect()
     }
 
     /// A task as it stands in etcd.

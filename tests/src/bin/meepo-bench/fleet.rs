@@ -12,17 +12,28 @@ use meepo_tests::{
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
 /// How often commands and placements are measured.
 const ROUNDS: u32 = 5;
-/// Longest time for anything that concerns all workers.
-const PATIENCE: Duration = secs(180);
+/// Longest time for anything that concerns all workers: on a machine that others use, too.
+const PATIENCE: Duration = secs(900);
 /// Operations in a transaction and transactions at the same time, without meepo: the best
 /// this etcd can do.
 const RAW_GROUP: usize = 128;
 const RAW_AT_ONCE: usize = 8;
+/// How often such a transaction is tried that etcd does not answer in time, and the wait after
+/// the first time; it doubles.
+const RAW_TRIES: u32 = 8;
+const RAW_PAUSE: Duration = Duration::from_millis(100);
+/// Arguments of etcd: with thousands of watches on a few CPUs its own patience (5 s and
+/// twice the election's time) is too short, and a snapshot in between would be measured, too.
+const ETCD: [&str; 6] =
+    ["--heartbeat-interval", "1000", "--election-timeout", "10000", "--snapshot-count", "1000000"];
+/// Nothing comes any more when nothing has come for so long.
+const QUIET: Duration = secs(2);
 /// Between two looks at how far a placement is.
 const LOOK: Duration = Duration::from_millis(5);
 /// Where assignments are, and keys that nobody watches.
@@ -44,6 +55,8 @@ pub(crate) struct FleetFigures {
     /// Keys per second without meepo: where nobody watches; as assignments put by hand.
     raw: Vec<f64>,
     watched: Vec<f64>,
+    /// Transactions among these that were tried again, as etcd did not answer in time.
+    retried: u64,
     /// Assignments per second: until all are in etcd; until all workers know.
     placed: Vec<f64>,
     known: Vec<f64>,
@@ -56,7 +69,8 @@ pub(crate) struct FleetFigures {
 
 /// Starts `workers` simulated workers and measures; `idle` is how long nothing happens.
 pub(crate) async fn measure(workers: u32, idle: Duration) -> Result<FleetFigures> {
-    let cluster = Cluster::builder().workers(0).start().await;
+    let builder = Cluster::builder().workers(0);
+    let cluster = ETCD.iter().fold(builder, |b, arg| b.etcd_arg(arg)).start().await;
     let processes = [
         ("master", cluster.master(0).process().pid()),
         ("etcd", cluster.member(0).process().pid()),
@@ -84,7 +98,8 @@ pub(crate) async fn measure(workers: u32, idle: Duration) -> Result<FleetFigures
 
     // Without a limit of time: one call deletes the keys of all workers.
     let etcd = Client::connect([cluster.member(0).url()], None).await?;
-    let all = All { fleet: &fleet, cluster: &cluster, etcd, n };
+    let retried = AtomicU64::new(0);
+    let all = All { fleet: &fleet, cluster: &cluster, etcd, n, retried: &retried };
     let mut figures = FleetFigures {
         workers,
         registered,
@@ -94,6 +109,7 @@ pub(crate) async fn measure(workers: u32, idle: Duration) -> Result<FleetFigures
         command: Vec::new(),
         raw: Vec::new(),
         watched: Vec::new(),
+        retried: 0,
         placed: Vec::new(),
         known: Vec::new(),
         cost: Vec::new(),
@@ -107,6 +123,7 @@ pub(crate) async fn measure(workers: u32, idle: Duration) -> Result<FleetFigures
         let known = fleet.counts().get(Count::Assigned);
         figures.watched.push(all.raw(ASSIGNMENTS).await?);
         reach(&fleet, Count::Assigned, known + n).await?;
+        all.settle().await;
         let measured = [processes[0], processes[1], ("workers", std::process::id())];
         let ticks = measured.map(|(_, pid)| idle::cpu_ticks(pid));
         let (placed, known) = all.place(round).await?;
@@ -121,6 +138,7 @@ pub(crate) async fn measure(workers: u32, idle: Duration) -> Result<FleetFigures
         }
         all.unplace(round).await?;
     }
+    figures.retried = retried.load(Ordering::Relaxed);
     fleet.end().await;
     Ok(figures)
 }
@@ -136,6 +154,7 @@ struct All<'a> {
     cluster: &'a Cluster,
     etcd: Client,
     n: u64,
+    retried: &'a AtomicU64,
 }
 
 impl All<'_> {
@@ -170,20 +189,46 @@ impl All<'_> {
         let begin = Instant::now();
         stream::iter(self.fleet.nodes().chunks(RAW_GROUP))
             .map(|nodes| {
-                let mut kv = self.etcd.kv_client();
                 let puts: Vec<TxnOp> = nodes
                     .iter()
                     .map(|node| TxnOp::put(format!("{prefix}{node}/by-hand"), value.clone(), None))
                     .collect();
-                async move { kv.txn(Txn::new().and_then(puts)).await.map(drop) }
+                self.write(puts)
             })
             .buffer_unordered(RAW_AT_ONCE)
             .try_collect::<()>()
             .await?;
         let rate = self.n as f64 / begin.elapsed().as_secs_f64();
         let all = etcd_client::DeleteOptions::new().with_prefix();
-        self.etcd.kv_client().delete(prefix, Some(all)).await?;
+        self.write(vec![TxnOp::delete(prefix, Some(all))]).await?;
         Ok(rate)
+    }
+
+    /// One transaction. What is not answered is tried again: the outcome is the same.
+    async fn write(&self, ops: Vec<TxnOp>) -> Result<()> {
+        let (mut wait, mut tries) = (RAW_PAUSE, 1);
+        loop {
+            let txn = Txn::new().and_then(ops.clone());
+            match self.etcd.kv_client().txn(txn).await {
+                Ok(_) => return Ok(()),
+                Err(e) if tries == RAW_TRIES => {
+                    return Err(e).with_context(|| format!("etcd has not answered {tries} times"));
+                }
+                Err(_) => {}
+            }
+            self.retried.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(wait).await;
+            (wait, tries) = (wait * 2, tries + 1);
+        }
+    }
+
+    /// Waits until all workers have heard what was put twice as it was not answered.
+    async fn settle(&self) {
+        if self.retried.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let counts = self.fleet.counts();
+        while counts.reach(Count::Assigned, counts.get(Count::Assigned) + 1, QUIET).await.is_ok() {}
     }
 
     /// A job for all of them: keys per second until all are in etcd, until all workers know.
@@ -272,7 +317,7 @@ impl FleetFigures {
              a job on all of them: {:.0} assignments/s in etcd, {:.0}/s known to the workers\n  \
              without meepo, {RAW_GROUP} keys in a transaction, {RAW_AT_ONCE} at once: {:.0}/s \
              where nobody watches (share {:.2}), {:.0}/s as assignments put by hand (share \
-             {:.2})\n  GET /v1/nodes: {:.2} s, GET /v1/jobs: {:.2} s\n",
+             {:.2}); {} transactions of these were tried again\n  GET /v1/nodes: {:.2} s, GET /v1/jobs: {:.2} s\n",
             Self::median(&self.command),
             Self::median(&self.placed),
             Self::median(&self.known),
@@ -280,6 +325,7 @@ impl FleetFigures {
             self.share(&self.raw),
             Self::median(&self.watched),
             self.share(&self.watched),
+            self.retried,
             self.nodes,
             self.jobs,
         ));
@@ -305,6 +351,7 @@ impl FleetFigures {
             "known_per_s": self.known,
             "raw_per_s": self.raw,
             "watched_per_s": self.watched,
+            "raw_retried": self.retried,
             "placed_to_raw": self.share(&self.raw),
             "placed_to_watched": self.share(&self.watched),
             "cost_us": self.cost,

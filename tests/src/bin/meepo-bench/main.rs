@@ -11,12 +11,14 @@
 mod entries;
 mod fleet;
 mod follow;
+mod growth;
 mod http;
 mod idle;
 mod jobs;
 mod logs;
 mod machine;
 mod output;
+mod plot;
 mod raw;
 mod report;
 mod schedule;
@@ -71,6 +73,9 @@ struct Args {
     /// Measure these parts only; may be given several times.
     #[arg(long, value_enum)]
     only: Vec<Part>,
+    /// Where to draw plots of growth.
+    #[arg(long, value_name = "DIR", default_value = "docs/plots")]
+    plots: PathBuf,
     /// Where to write everything as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -105,6 +110,9 @@ enum Part {
     Logs,
     /// How late those who follow a run see a line.
     Follow,
+    /// How cost grows with workers, jobs and commands at the same time, with plots: takes a
+    /// quarter of an hour, and is measured only if named.
+    Growth,
 }
 
 impl Args {
@@ -216,6 +224,11 @@ async fn bench(args: &Args) -> Result<()> {
         true => Some(fleet::measure(args.workers, idle).await?),
         false => None,
     };
+    if args.only.contains(&Part::Growth) {
+        let growth = growth::measure(args.workers, args.entries, span, idle).await?;
+        growth.draw(&args.plots)?;
+        print!("{}", growth.table());
+    }
     let load = (before, machine::load());
     let report = Report { found, memory, sustained, schedule, entries, fleet, load, args };
     print!("{}", report.table());

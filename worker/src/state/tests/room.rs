@@ -153,3 +153,86 @@ async fn what_is_too_old_goes_output_before_records() {
     state.expire(future, past).await.unwrap();
     assert_eq!(state.spool_stats().items, 0);
 }
+
+/// The end of a run with some kilobytes of output.
+async fn end_with(state: &State, run: &RunRecord, kilos: u64) -> u64 {
+    let data = [b'x'; 1_000];
+    let piece = |seq| OutputChunk { run_id: run.run_id, ..chunk(seq, &data) };
+    let output: Vec<_> = (0..kilos).map(|seq| Arc::new(piece(seq))).collect();
+    state.end_run_with(run, &output, None, None).await.unwrap()
+}
+
+#[tokio::test]
+async fn of_a_record_with_its_output_the_output_goes_first() {
+    let dir = dir();
+    let state = limited(&dir, 5 * KILO);
+    let runs: Vec<RunRecord> = (0..3).map(|_| record(RunState::Success)).collect();
+    for run in &runs {
+        assert_eq!(end_with(&state, run, 1).await, 0);
+    }
+    let before = state.spool_stats();
+    assert_eq!((before.items, before.dropped_chunks), (3, 0));
+    let other = new_id();
+    state.spool(&[kilo(other, 1), kilo(other, 2)]).await.unwrap();
+    let stats = state.spool_stats();
+    let gone = stats.dropped_chunks;
+    assert!((1..=2).contains(&gone) && stats.dropped_bytes == gone * 1_000, "{stats:?}");
+    assert_eq!((stats.items, stats.dropped_records), (5, 0));
+    let batch = state.take(Lane::Fresh, None, 0, Most(100, usize::MAX)).await.unwrap();
+    let mut expected = Vec::new();
+    for (n, run) in runs.iter().enumerate() {
+        let whole = n as u64 >= gone;
+        if whole {
+            expected.push(kilo(run.run_id, 0));
+        }
+        let dropped_bytes = if whole { 0 } else { 1_000 };
+        expected.push(SpoolItem::Record(RunRecord { dropped_bytes, ..run.clone() }));
+    }
+    expected.extend([kilo(other, 1), kilo(other, 2)]);
+    assert_eq!(batch.items, expected);
+    // Taken, they stay as they are.
+    state.spool(&[kilo(other, 3), kilo(other, 4)]).await.unwrap();
+    assert_eq!(state.peek(100, usize::MAX).await.unwrap().items[..expected.len()], expected);
+    // What was counted is what is there.
+    let counted = state.spool_stats();
+    state.close().await;
+    let state = limited(&dir, 5 * KILO);
+    let stats = state.spool_stats();
+    assert_eq!((stats.items, stats.bytes), (counted.items, counted.bytes));
+}
+
+#[tokio::test]
+async fn output_for_which_there_is_no_room_does_not_take_its_record_with_it() {
+    let dir = dir();
+    let state = limited(&dir, 3 * KILO);
+    let run = record(RunState::Success);
+    // Too much for the spool: the newest of it stays, as of any output.
+    assert_eq!(end_with(&state, &run, 4).await, 2_000);
+    assert_eq!(seqs(&state).await, [2, 3]);
+    let kept = state.peek(9, usize::MAX).await.unwrap().items;
+    let told = state.spool_stats().dropped_bytes;
+    assert_eq!(kept.last(), Some(&SpoolItem::Record(RunRecord { dropped_bytes: told, ..run })));
+    // No room at all.
+    let none = limited(&super::dir(), 0);
+    let run = record(RunState::Failed);
+    assert_eq!(end_with(&none, &run, 2).await, 2_000);
+    let kept = none.peek(9, usize::MAX).await.unwrap().items;
+    assert_eq!(kept, [SpoolItem::Record(RunRecord { dropped_bytes: 2_000, ..run })]);
+}
+
+#[tokio::test]
+async fn a_record_with_its_output_grows_old_in_two_steps() {
+    let dir = dir();
+    let state = open(&dir);
+    let run = record(RunState::Success);
+    end_with(&state, &run, 2).await;
+    let (past, future) = (Timestamp::UNIX_EPOCH, Timestamp::MAX);
+    state.expire(future, past).await.unwrap();
+    let told = RunRecord { dropped_bytes: 2_000, ..run };
+    assert_eq!(state.peek(9, usize::MAX).await.unwrap().items, [SpoolItem::Record(told)]);
+    let stats = state.spool_stats();
+    assert_eq!((stats.items, stats.dropped_chunks, stats.dropped_bytes), (1, 2, 2_000));
+    state.expire(future, future).await.unwrap();
+    let stats = state.spool_stats();
+    assert_eq!((stats.items, stats.bytes, stats.dropped_records), (0, 0, 1));
+}

@@ -1,0 +1,2 @@
+-- What waits may be of kind 3: the record of a run with all that the run wrote. Earlier versions
+-- do not know it and would pass it over.
