@@ -47,7 +47,8 @@ pub fn client_config(
                 .with_custom_certificate_verifier(Arc::new(Verifier::new(inner, Expect::NoNode)))
         }
     };
-    let mut config = match pair {
+    // Without ALPN: clients add what they speak, and some insist on doing it themselves.
+    Ok(match pair {
         Some((cert, key)) => {
             let private = PrivateKeyDer::from_pem_slice(&files::read(key)?)
                 .map_err(|e| anyhow::anyhow!("{}: no private key in PEM: {e}", key.display()))?;
@@ -56,9 +57,7 @@ pub fn client_config(
             )?
         }
         None => builder.with_no_client_auth(),
-    };
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(config)
+    })
 }
 
 /// For requests that are not encrypted: nobody is trusted.
@@ -78,13 +77,11 @@ pub fn plain_config() -> anyhow::Result<ClientConfig> {
 /// # Errors
 /// Never, with the provider there is.
 pub fn pinned_config(fingerprint: &str) -> anyhow::Result<ClientConfig> {
-    let mut config = ClientConfig::builder_with_provider(PROVIDER.clone())
+    Ok(ClientConfig::builder_with_provider(PROVIDER.clone())
         .with_safe_default_protocol_versions()?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Pinned::new(fingerprint)))
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(config)
+        .with_no_client_auth())
 }
 
 /// What a failure of TLS somewhere below `error` means, in the words of whoever is to do

@@ -37,7 +37,7 @@ const HANG_UP: Duration = Duration::from_secs(1);
 const MAX_UNREAD: u64 = 64 << 10;
 /// What who speaks HTTP without TLS is told.
 const SPEAK_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\n\
-    content-length: 54\r\nconnection: close\r\n\r\nthis port speaks TLS; expected a URL with https://...\n";
+    content-length: 51\r\nconnection: close\r\n\r\nthis port speaks TLS; expected a URL with https://\n";
 
 /// Makes of a connection what is to be served on it. Cloning is cheap.
 #[derive(Clone)]
