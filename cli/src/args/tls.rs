@@ -143,6 +143,25 @@ pub(crate) struct RenewArgs {
 mod tests {
     use super::*;
 
+    /// Names of options that every command has would be taken for those.
+    #[test]
+    fn every_command_can_be_said() {
+        use clap::Parser;
+        for line in [
+            "tls init --dir d --cert master:m1=a --cert node:n1 --days 1 --ca-days 2",
+            "tls issue node n1 --host a --host b --days 3 --dir d",
+            "tls renew a.pem b.pem --within 5d --days 3 --dir d",
+            "tls show a.pem --dir d --ca c --client-cert x --client-key y --master https://m1",
+            "node join-token --node n1 --ttl 5m --host a",
+            "node join-token --list",
+            "node join-token --revoke 0f",
+            "doctor --etcd https://e1 --etcd-ca a --etcd-cert b --etcd-key c --ca d",
+        ] {
+            let words = std::iter::once("meepo").chain(line.split(' '));
+            crate::args::Cli::try_parse_from(words).unwrap();
+        }
+    }
+
     #[test]
     fn a_name_comes_with_its_kind_and_perhaps_with_hosts() {
         let named = |kind, name: &str, hosts: &[&str]| {
