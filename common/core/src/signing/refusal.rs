@@ -63,8 +63,7 @@ impl From<Refusal> for Invalid {
         let (problem, expected) = match refusal {
             Refusal::Unsigned => (
                 "missing".to_owned(),
-                "a value signed by a master: this node runs nothing else (require_signature)"
-                    .to_owned(),
+                "that of a master with a trusted key: nothing else is believed here".to_owned(),
             ),
             Refusal::Unreadable(why) => {
                 (format!("unreadable ({why})"), "one as a master makes it".to_owned())
