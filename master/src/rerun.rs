@@ -215,7 +215,8 @@ pub async fn run(
                     }
                     Step::Move(to, assignment) => {
                         let when = unchanged(term, &key, at.revision, away);
-                        let moved = again(&etcd, &view, when, &key, &at.value, &to, *assignment);
+                        let moved =
+                            again(&etcd, &view, (term, when), &key, &at.value, &to, *assignment);
                         moved.await.map_err(Into::into)
                     }
                 };
@@ -409,7 +410,7 @@ async fn forget(etcd: &Etcd, term: i64, key: &Key, revision: i64) -> Result<(), 
 async fn again(
     etcd: &Etcd,
     view: &View,
-    when: Vec<Compare>,
+    (term, when): (i64, Vec<Compare>),
     (node, run_id): &Key,
     old: &RerunRecord,
     to: &NodeId,
