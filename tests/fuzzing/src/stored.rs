@@ -10,9 +10,11 @@ use meepo_coord::{
 };
 use meepo_core::{
     api::CronId,
+    input::parse_json,
     job::{Assignment, JobSpec},
     node::{Health, NodeRecord},
     notify::{Channel, Flow, Group, Happening, Item, Message, Rule, Subject, Tally},
+    signing::{FIELD, Kind, Place, Signature, canonical, message},
     task::{Order, Part, Task},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -29,7 +31,7 @@ fn same<T: DeserializeOwned + Serialize + Debug>(value: &[u8]) {
 }
 
 /// Every kind of value, and every kind of key.
-const KINDS: [fn(&[u8]); 27] = [
+const KINDS: [fn(&[u8]); 28] = [
     assignment,
     same::<JobSpec>,
     same::<ClaimRecord>,
@@ -57,6 +59,7 @@ const KINDS: [fn(&[u8]); 27] = [
     same::<Part>,
     same::<Order>,
     key,
+    signed,
 ];
 
 pub(crate) fn etcd(data: &[u8]) {
@@ -74,6 +77,20 @@ fn assignment(value: &[u8]) {
         if let Some(when) = when {
             black_box(when.next_after(jiff::Timestamp::UNIX_EPOCH));
         }
+    }
+}
+
+/// What is signed is the same text for whoever has read the value.
+fn signed(value: &[u8]) {
+    let Ok(value) = parse_json(value) else { return };
+    let text = canonical(&value);
+    match parse_json(text.as_bytes()) {
+        Ok(again) => assert_eq!(canonical(&again), text),
+        Err(e) => panic!("{text} cannot be read: {e}"),
+    }
+    if let Ok(signature) = Signature::read(value.get(FIELD)) {
+        let place = Place { kind: Kind::Assignment, node: None, key: "/cron/jobs/n/j" };
+        black_box(message(place, &signature, &text));
     }
 }
 
