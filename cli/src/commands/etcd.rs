@@ -55,7 +55,7 @@ async fn init_auth(out: &Out, args: InitAuthArgs) -> CliResult<u8> {
     let nodes = nodes(&etcd, args.nodes).await?;
     let wanted: Vec<Role> =
         [Role::master()].into_iter().chain(nodes.iter().map(Role::worker)).collect();
-    let mut users = Users::new(&etcd);
+    let users = Users::new(&etcd);
     let present = users.present(&wanted).await.map_err(refused)?;
     let steps = plan(&present, &wanted, args.enable);
     // Whoever cannot log in as root any more can undo nothing.

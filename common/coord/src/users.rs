@@ -172,33 +172,42 @@ fn access_of(word: &str) -> Access {
     }
 }
 
-/// Reads and changes users and roles, as whoever the client's connection is.
+/// Reads and changes users and roles, as whoever the connection is.
 pub struct Users {
-    auth: AuthClient,
+    etcd: Etcd,
 }
 
 impl Users {
     /// On the connection `etcd`.
     pub fn new(etcd: &Etcd) -> Self {
-        Self { auth: etcd.client().auth_client() }
+        Self { etcd: etcd.clone() }
+    }
+
+    /// Asks until it is answered, logged in if the connection has a user.
+    async fn ask<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        op: &'static str,
+        what: &str,
+        ask: impl Fn(AuthClient) -> F,
+    ) -> Result<T, CoordError> {
+        self.etcd.call(op, what, || ask(self.etcd.client().auth_client())).await
     }
 
     /// What there is of the roles in `wanted`, their users and root.
     ///
     /// # Errors
     /// etcd does not answer, or authentication is on and the connection is not root's.
-    pub async fn present(&mut self, wanted: &[Role]) -> Result<Present, CoordError> {
-        let say = |key: &str| {
-            let key = key.to_owned();
-            move |e| CoordError::new("read users", &key, e)
-        };
-        let roles = self.auth.role_list().await.map_err(say("roles"))?;
-        let users = self.auth.user_list().await.map_err(say("users"))?;
+    pub async fn present(&self, wanted: &[Role]) -> Result<Present, CoordError> {
+        let list = |mut auth: AuthClient| async move { auth.role_list().await };
+        let roles = self.ask("list", "roles", list).await?;
+        let list = |mut auth: AuthClient| async move { auth.user_list().await };
+        let users = self.ask("list", "users", list).await?;
         let mut present = Present::default();
         let names = wanted.iter().map(|r| r.name.as_str()).chain([ROOT]);
         for name in names {
             if roles.roles().iter().any(|r| r == name) {
-                let role = self.auth.role_get(name).await.map_err(say(name))?;
+                let get = |mut auth: AuthClient| async move { auth.role_get(name).await };
+                let role = self.ask("get", name, get).await?;
                 let grants = role.permissions();
                 let grants = grants.iter().map(|p| {
                     let access = match p.get_type() {
@@ -211,7 +220,8 @@ impl Users {
                 present.roles.insert(name.to_owned(), grants.collect());
             }
             if users.users().iter().any(|u| u == name) {
-                let user = self.auth.user_get(name).await.map_err(say(name))?;
+                let get = |mut auth: AuthClient| async move { auth.user_get(name).await };
+                let user = self.ask("get", name, get).await?;
                 present.users.insert(name.to_owned(), user.roles().iter().cloned().collect());
             }
         }
@@ -223,52 +233,54 @@ impl Users {
     ///
     /// # Errors
     /// etcd does not answer, or refuses.
-    pub async fn carry_out(
-        &mut self,
-        step: &Step,
-        password: Option<String>,
-    ) -> Result<(), CoordError> {
-        let auth = &mut self.auth;
-        let done = match step {
-            Step::AddRole(role) => auth.role_add(role.as_str()).await.map(drop),
-            Step::Grant(role, grant) => {
-                let kind = match grant.access {
-                    Access::Read => PermissionType::Read,
-                    Access::Write => PermissionType::Write,
-                    Access::ReadWrite => PermissionType::Readwrite,
-                };
-                let mut permission = Permission::new(kind, grant.key.clone());
-                if !grant.end.is_empty() {
-                    permission = permission.with_range_end(grant.end.clone());
+    pub async fn carry_out(&self, step: &Step, password: Option<String>) -> Result<(), CoordError> {
+        let password = &password;
+        let change = |mut auth: AuthClient| async move {
+            match step {
+                Step::AddRole(role) => auth.role_add(role.as_str()).await.map(drop),
+                Step::Grant(role, grant) => {
+                    let kind = match grant.access {
+                        Access::Read => PermissionType::Read,
+                        Access::Write => PermissionType::Write,
+                        Access::ReadWrite => PermissionType::Readwrite,
+                    };
+                    let mut permission = Permission::new(kind, grant.key.clone());
+                    if !grant.end.is_empty() {
+                        permission = permission.with_range_end(grant.end.clone());
+                    }
+                    auth.role_grant_permission(role.as_str(), permission).await.map(drop)
                 }
-                auth.role_grant_permission(role.as_str(), permission).await.map(drop)
+                Step::Revoke(role, grant) => {
+                    let options = (!grant.end.is_empty()).then(|| {
+                        RoleRevokePermissionOptions::new().with_range_end(grant.end.clone())
+                    });
+                    let key = grant.key.clone();
+                    auth.role_revoke_permission(role.as_str(), key, options).await.map(drop)
+                }
+                Step::AddUser(user) => {
+                    let options = password.is_none().then(|| UserAddOptions::new().with_no_pwd());
+                    let password = password.clone().unwrap_or_default();
+                    auth.user_add(user.as_str(), password, options).await.map(drop)
+                }
+                Step::GrantRole(user, role) => {
+                    auth.user_grant_role(user.as_str(), role.as_str()).await.map(drop)
+                }
+                Step::RevokeRole(user, role) => {
+                    auth.user_revoke_role(user.as_str(), role.as_str()).await.map(drop)
+                }
+                Step::Enable => auth.auth_enable().await.map(drop),
             }
-            Step::Revoke(role, grant) => {
-                let options = (!grant.end.is_empty())
-                    .then(|| RoleRevokePermissionOptions::new().with_range_end(grant.end.clone()));
-                auth.role_revoke_permission(role.as_str(), grant.key.clone(), options)
-                    .await
-                    .map(drop)
-            }
-            Step::AddUser(user) => {
-                let options = password.is_none().then(|| UserAddOptions::new().with_no_pwd());
-                let password = password.unwrap_or_default();
-                auth.user_add(user.as_str(), password, options).await.map(drop)
-            }
-            Step::GrantRole(user, role) => {
-                auth.user_grant_role(user.as_str(), role.as_str()).await.map(drop)
-            }
-            Step::RevokeRole(user, role) => {
-                auth.user_revoke_role(user.as_str(), role.as_str()).await.map(drop)
-            }
-            Step::Enable => auth.auth_enable().await.map(drop),
         };
-        match done {
+        match self.ask("change users", &step.to_string(), change).await {
             // Somebody else was faster.
-            Err(Error::GRpcStatus(status)) if status.message().contains("already exists") => Ok(()),
-            done => done.map_err(|e| CoordError::new("change users", &step.to_string(), e)),
+            Err(CoordError::Etcd { source, .. }) if exists(&source) => Ok(()),
+            done => done,
         }
     }
+}
+
+fn exists(error: &Error) -> bool {
+    matches!(error, Error::GRpcStatus(status) if status.message().contains("already exists"))
 }
 
 #[cfg(test)]
