@@ -171,10 +171,10 @@ async fn a_secret_that_cannot_be_used_is_explained_and_nothing_starts() {
     // Where others would see it, a reference is refused before anything is stored.
     let bad = json!({"name": "bad", "cmd": "true", "args": ["${secret:db}"]});
     let (status, body) = api.post("/v1/jobs", bad).await;
-    assert_eq!((status, &body["field"]), (400, &json!("args")), "{body}");
+    assert_eq!((status, &body["error"]["field"]), (400, &json!("args")), "{body}");
     let bad = json!({"name": "bad", "cmd": "true", "env": {"P": "${secret:../x}"}});
     let (status, body) = api.post("/v1/jobs", bad).await;
-    assert_eq!((status, &body["field"]), (400, &json!("env.P")), "{body}");
+    assert_eq!((status, &body["error"]["field"]), (400, &json!("env.P")), "{body}");
 }
 
 #[tokio::test]
