@@ -70,9 +70,12 @@ async fn a_fleet_that_is_well_is_said_to_be() {
     wait_session(&cluster.api(), "127.0.0.2").await;
     apply(&cluster.api(), json!({"name": "fine", "cmd": "true", "schedule": "* * * * * *"})).await;
     wait_runs(&cluster.api(), "job=fine&state=success", 1).await;
-    wait_well(&cluster).await;
-    let out = doctor(&cluster, &["--all"]).await;
-    let text = out.ok();
+    // On a busy machine etcd may be slow for a moment.
+    let text = eventually(SOON, "all is well", async || {
+        let out = doctor(&cluster, &["--all"]).await;
+        if out.code == 0 { Ok(out.stdout) } else { Err(format!("{out:?}")) }
+    })
+    .await;
     for words in [
         "etcd: 1 member answer",
         "leader: ",
@@ -86,9 +89,12 @@ async fn a_fleet_that_is_well_is_said_to_be() {
     }
     // Whichever master is asked.
     for i in 0..2 {
-        let (status, d) = cluster.master(i).api().get("/v1/doctor").await;
-        assert_eq!((status, &d["status"]), (200, &json!("ok")), "{d}");
-        assert_eq!(d["by"], cluster.master(i).api().base());
+        eventually(SOON, "all is well at each master", async || {
+            let (status, d) = cluster.master(i).api().get("/v1/doctor").await;
+            assert_eq!((status, &d["by"]), (200, &json!(cluster.master(i).api().base())), "{d}");
+            if d["status"] == "ok" { Ok(()) } else { Err(d.to_string()) }
+        })
+        .await;
     }
 }
 
