@@ -105,7 +105,9 @@ impl Master {
             grpc: format!("{scheme}://{}", host(grpc)),
             extra: Default::default(),
         };
-        let auth = Auth::new(config.auth.clone(), etcd.for_requests())?;
+        // What is seen of signatures there is of other keys than those of definitions.
+        let own = Seal::open(config.signing.as_ref())?;
+        let auth = Auth::new(config.auth.clone(), etcd.for_requests(), own)?;
         tasks.spawn("auth", OnError::Shutdown, auth.clone().run(etcd.clone(), stop.clone()));
         let (audit, audited) = Audit::new(&me.http, metrics.clone());
         let writing = audit::write(

@@ -1,13 +1,10 @@
 //! The first start: nobody is there who could let anybody in.
 
-use super::{Auth, secret};
+use super::{Auth, kept, secret};
 use crate::error::{ApiError, ApiResult};
 use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp};
 use jiff::{SignedDuration, Timestamp};
-use meepo_coord::{
-    Etcd, keys,
-    records::{AuthKeyRecord, decode, encode},
-};
+use meepo_coord::{Etcd, keys, records::AuthKeyRecord};
 use meepo_core::{
     auth::{ADMIN, Token, TokenText, User},
     code::Code,
@@ -104,12 +101,21 @@ impl Auth {
         let nobody = Compare::create_revision(keys::USERS, CompareOp::Equal, 0).with_prefix();
         let lease = etcd.grant(FIRST_TTL.unsigned_abs()).await?;
         let leased = PutOptions::new().with_lease(lease);
+        let seal = &self.inner.seal;
+        let (of_user, of_token) = (keys::user(&user.name), keys::token(&token.id));
+        let (of_user_value, of_token_value) =
+            (kept::write(seal, &of_user, &user, None), kept::write(seal, &of_token, &token, None));
         let txn = Txn::new().when([nobody]).and_then([
-            TxnOp::put(keys::user(&user.name), encode(&user), None),
-            TxnOp::put(keys::token(&token.id), encode(&token), Some(leased)),
+            TxnOp::put(of_user, of_user_value, None),
+            TxnOp::put(of_token, of_token_value, Some(leased)),
         ]);
-        if etcd.txn("the first user", txn).await?.is_some() {
-            show(&text, expires_at);
+        match etcd.txn("the first user", txn).await? {
+            Some(_) => show(&text, expires_at),
+            // Another master was faster, or nobody who is there was put there by a master.
+            None => warn!(
+                "there are users in etcd that another master has just made, or that no master \
+                 has signed: in that case delete /meepo/users/ and start again"
+            ),
         }
         Ok(())
     }
@@ -118,11 +124,19 @@ impl Auth {
     async fn masters_key(&self, etcd: &Etcd) -> ApiResult<()> {
         let record = AuthKeyRecord { key: secret::key()?, extra: Default::default() };
         let absent = Compare::create_revision(keys::AUTH_KEY, CompareOp::Equal, 0);
-        let put = TxnOp::put(keys::AUTH_KEY, encode(&record), None);
+        let seal = &self.inner.seal;
+        let put =
+            TxnOp::put(keys::AUTH_KEY, kept::write(seal, keys::AUTH_KEY, &record, None), None);
         etcd.txn(keys::AUTH_KEY, Txn::new().when([absent]).and_then([put])).await?;
         let entry = etcd.get(keys::AUTH_KEY).await?;
         let missing = || ApiError::new(Code::ETCD, "the key of the masters is gone again");
-        let record: AuthKeyRecord = decode(&entry.ok_or_else(missing)?.value)?;
+        let entry = entry.ok_or_else(missing)?;
+        let record: Option<AuthKeyRecord> = kept::open(seal, &entry);
+        let foreign = || {
+            let message = "/meepo/auth/key was not written by a master: delete it";
+            ApiError::new(Code::ETCD, message)
+        };
+        let record = record.ok_or_else(foreign)?;
         self.inner.key.send_replace(Some(record.key.into_bytes().into()));
         Ok(())
     }

@@ -1,16 +1,16 @@
 //! Users, tokens and roles as etcd has them, kept by one watch: what is revoked at one master
 //! is worth nothing at all others as soon as etcd has told them.
 
+use super::kept::open;
+use crate::seal::Seal;
 use meepo_coord::{
     Entry, Etcd, keys,
-    records::decode,
     watch::{Batch, Change, Options, watch},
 };
 use meepo_core::{
     auth::{ADMIN, BUILT_IN, Grant, Role, Token, User, grants},
     id::Name,
 };
-use serde::de::DeserializeOwned;
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
@@ -44,16 +44,16 @@ impl Data {
         self.roles.insert(role.name.clone(), (role, granted));
     }
 
-    fn put(&mut self, entry: &Entry) {
+    fn put(&mut self, seal: &Seal, entry: &Entry) {
         let key = entry.key.as_str();
         if let Some(name) = keys::last(key, keys::USERS) {
-            match read::<User>(entry).filter(|u| u.name == name) {
+            match open::<User>(seal, entry).filter(|u| u.name == name) {
                 Some(user) => self.users.insert(name, Arc::new(user)),
                 // What cannot be read allows nothing.
                 None => self.users.remove(&name),
             };
         } else if let Some(id) = key.strip_prefix(keys::TOKENS) {
-            match read::<Token>(entry).filter(|t| t.id == id) {
+            match open::<Token>(seal, entry).filter(|t| t.id == id) {
                 Some(token) => self.tokens.insert(id.to_owned(), Arc::new(token)),
                 None => self.tokens.remove(id),
             };
@@ -62,7 +62,7 @@ impl Data {
             if BUILT_IN.contains(&name.as_str()) {
                 return;
             }
-            match read::<Role>(entry).filter(|r| r.name == name) {
+            match open::<Role>(seal, entry).filter(|r| r.name == name) {
                 Some(role) => self.set_role(role),
                 None => drop(self.roles.remove(&name)),
             }
@@ -106,23 +106,19 @@ impl Data {
     }
 }
 
-fn read<T: DeserializeOwned>(entry: &Entry) -> Option<T> {
-    let key = &entry.key;
-    decode(&entry.value).inspect_err(|e| warn!(key, error = %e, "unreadable value")).ok()
-}
-
 /// The directory. Cloning is cheap.
 #[derive(Clone)]
 pub(super) struct Directory {
     data: Arc<RwLock<Data>>,
     /// 0 until etcd has been read once; grows with each change.
     version: Arc<cell::Sender<u64>>,
+    seal: Seal,
 }
 
 impl Directory {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(seal: Seal) -> Self {
         let data = Arc::new(RwLock::new(Data::new()));
-        Self { data, version: Arc::new(cell::Sender::new(0)) }
+        Self { data, version: Arc::new(cell::Sender::new(0)), seal }
     }
 
     /// Follows etcd until `stop` is cancelled.
@@ -143,15 +139,22 @@ impl Directory {
         match batch {
             Batch::Reset { entries, .. } => {
                 let mut data = Data::new();
-                entries.iter().for_each(|e| data.put(e));
+                entries.iter().for_each(|e| data.put(&self.seal, e));
+                let there =
+                    entries.iter().map(|e| e.key.as_str()).chain([keys::AUTH_KEY]).collect();
+                self.seal.close_definitions_but(&there);
                 *write() = data;
             }
             Batch::Changes(changes) => {
                 let mut data = write();
                 for change in &changes {
                     match change {
-                        Change::Put(entry) => data.put(entry),
-                        Change::Delete { key, .. } => data.delete(key),
+                        Change::Put(entry) => data.put(&self.seal, entry),
+                        Change::Delete { key, .. } => {
+                            data.delete(key);
+                            // Not to be put back as it was.
+                            self.seal.close_definition(key);
+                        }
                     }
                 }
             }

@@ -40,6 +40,20 @@ pub struct Admitted {
     origin: Option<IpAddr>,
 }
 
+/// A request that is not served.
+pub struct Refused {
+    /// Why.
+    pub error: ApiError,
+    /// Who asked, where that is known.
+    pub caller: Option<Arc<Caller>>,
+}
+
+impl From<ApiError> for Refused {
+    fn from(error: ApiError) -> Self {
+        Self { error, caller: None }
+    }
+}
+
 /// What of a request says who asks. A request itself cannot be waited with: its body is of one
 /// thread at a time.
 pub struct Asking {
@@ -86,7 +100,7 @@ impl Auth {
     ///
     /// # Errors
     /// A refusal that says why.
-    pub async fn admit(&self, asking: Asking) -> ApiResult<Admitted> {
+    pub async fn admit(&self, asking: Asking) -> Result<Admitted, Refused> {
         let need = asking.need?;
         let peer = asking.peer.as_ref();
         let address = peer.map(|p| p.address.ip());
@@ -108,19 +122,18 @@ impl Auth {
             Some(word) => self.of_master(&word, &asking.path, peer).await?,
             None => self.who(asking.authorization.as_ref(), peer, origin).await?,
         };
-        match need {
+        let caller = Arc::new(caller);
+        let message = match need {
             Some(Need::May(permission)) if !caller.access.may(permission) => {
-                let message = format!("{} may not do this: {permission} is missing", caller.name);
-                return Err(ApiError::new(Code::DENIED, message));
+                format!("{} may not do this: {permission} is missing", caller.name)
             }
-            None => {
-                let message = "nobody has said who may do this";
-                return Err(ApiError::new(Code::DENIED, message));
+            None => "nobody has said who may do this".to_owned(),
+            _ => {
+                let origin = caller.address.or(origin);
+                return Ok(Admitted { caller: Some(caller), origin });
             }
-            _ => {}
-        }
-        let origin = caller.address.or(origin);
-        Ok(Admitted { caller: Some(Arc::new(caller)), origin })
+        };
+        Err(Refused { error: ApiError::new(Code::DENIED, message), caller: Some(caller) })
     }
 
     /// Whom another master works for.

@@ -14,6 +14,7 @@ mod directory;
 mod forward;
 mod guard;
 mod jws;
+mod kept;
 mod oidc;
 pub mod operations;
 mod rate;
@@ -24,14 +25,18 @@ mod users;
 
 pub use caller::{Caller, acting_for, current};
 pub(crate) use forward::CALLER;
-pub use guard::{Admitted, Asking};
+pub use guard::{Admitted, Asking, Refused};
 pub use oidc::OidcSettings;
 pub use settings::{AuthSettings, DEFAULT_CLIENT_TIMEOUT, DEFAULT_CONNECTIONS, DEFAULT_RATE};
 
-use crate::error::{ApiError, ApiResult};
+use crate::{
+    error::{ApiError, ApiResult},
+    seal::Seal,
+};
 use directory::Directory;
 use jiff::Timestamp;
-use meepo_coord::{Etcd, keys, records::decode};
+use kept::open;
+use meepo_coord::{Etcd, keys};
 use meepo_core::{
     auth::{ADMIN, Access, Rate, Token, TokenText, User, Via},
     code::Code,
@@ -68,6 +73,8 @@ struct Inner {
     on: bool,
     settings: AuthSettings,
     directory: Directory,
+    /// What masters sign their records with.
+    seal: Seal,
     hashing: Hashing,
     oidc: Option<Oidc>,
     /// What masters sign their word with, once it is known.
@@ -84,14 +91,15 @@ fn unknown(why: &str) -> ApiError {
 }
 
 impl Auth {
-    /// With these settings; [`Auth::run`] keeps it up to date.
+    /// With these settings; [`Auth::run`] keeps it up to date. `seal` is one of its own.
     ///
     /// # Errors
     /// When the settings cannot be used.
-    pub fn new(settings: AuthSettings, etcd: Etcd) -> anyhow::Result<Self> {
+    pub fn new(settings: AuthSettings, etcd: Etcd, seal: Seal) -> anyhow::Result<Self> {
         let inner = Inner {
             on: settings.on,
-            directory: Directory::new(),
+            directory: Directory::new(seal.clone()),
+            seal,
             hashing: Hashing::new()?,
             oidc: settings.oidc.clone().map(Oidc::new).transpose()?,
             key: cell::Sender::new(None),
@@ -187,7 +195,7 @@ impl Auth {
             return Ok(Some(token.clone()));
         }
         let Some(entry) = self.inner.etcd.get(&keys::token(id)).await? else { return Ok(None) };
-        let token: Option<Token> = decode(&entry.value).ok();
+        let token: Option<Token> = open(&self.inner.seal, &entry);
         Ok(token.filter(|t| t.id == id).map(Arc::new))
     }
 
@@ -196,7 +204,7 @@ impl Auth {
             return Ok(Some(user.clone()));
         }
         let Some(entry) = self.inner.etcd.get(&keys::user(name)).await? else { return Ok(None) };
-        let user: Option<User> = decode(&entry.value).ok();
+        let user: Option<User> = open(&self.inner.seal, &entry);
         Ok(user.filter(|u| u.name == *name).map(Arc::new))
     }
 

@@ -185,7 +185,9 @@ impl Oidc {
             return Err(refused("its algorithm is not one of those that count here"));
         }
         let key = self.key(header.kid.as_deref(), header.alg).await?;
-        let decoded = decode::<Value>(token, &key, &self.validation).map_err(|e| {
+        // The crate wants all of them to be of the key's family.
+        let validation = Validation { algorithms: vec![header.alg], ..self.validation.clone() };
+        let decoded = decode::<Value>(token, &key, &validation).map_err(|e| {
             debug!(error = %e, "a bearer token was refused");
             use jsonwebtoken::errors::ErrorKind as E;
             refused(match e.kind() {

@@ -1,6 +1,6 @@
 //! What the API does with users, tokens and roles.
 
-use super::{Auth, caller, current, secret};
+use super::{Auth, caller, current, kept, secret};
 use crate::{
     audit,
     error::{ApiError, ApiResult},
@@ -8,9 +8,9 @@ use crate::{
 use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp};
 use jiff::{SignedDuration, Timestamp};
 use meepo_coord::{
+    Entry,
     etcd::{Cas, MAX_TXN_OPS},
     keys,
-    records::{decode, encode},
 };
 use meepo_core::{
     api::{Action, Applied},
@@ -25,6 +25,7 @@ use meepo_core::{
     id::Name,
     run::to_millis,
 };
+use serde::de::DeserializeOwned;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tracing::info;
 
@@ -129,7 +130,7 @@ impl Auth {
     /// All users.
     pub async fn list_users(&self) -> ApiResult<UserList> {
         let (entries, _) = self.inner.etcd.list(keys::USERS, None).await?;
-        let users = entries.iter().filter_map(|e| decode::<User>(&e.value).ok());
+        let users = entries.iter().filter_map(|e| self.open::<User>(e));
         Ok(UserList { users: users.map(|u| UserView::from(&u)).collect() })
     }
 
@@ -158,7 +159,7 @@ impl Auth {
         }
         let key = keys::user(name);
         let there = self.inner.etcd.get(&key).await?;
-        let old: Option<User> = there.as_ref().map(|e| decode(&e.value)).transpose()?;
+        let old: Option<User> = there.as_ref().and_then(|e| self.open(e));
         let stays = !request.disabled && request.roles.iter().any(|r| r.as_str() == ADMIN);
         self.keeps_an_admin(name, old.as_ref(), stays)?;
         let new = old.is_none();
@@ -175,19 +176,26 @@ impl Auth {
             created_at: old.as_ref().map_or_else(|| to_millis(Timestamp::now()), |u| u.created_at),
             extra: old.as_ref().map(|u| u.extra.clone()).unwrap_or_default(),
         };
-        let expect = there.map_or(0, |e| e.mod_revision);
+        let expect = there.as_ref().map_or(0, |e| e.mod_revision);
         if old.as_ref() == Some(&user) {
             let action = Action::Unchanged;
             return Ok(Applied { name: name.clone(), action, revision: expect });
         }
-        let revision = self.write_user(&user, expect).await?;
+        let revision = self.write_user(&user, there.as_ref()).await?;
         let action = if new { Action::Created } else { Action::Updated };
         Ok(Applied { name: name.clone(), action, revision })
     }
 
-    async fn write_user(&self, user: &User, expect: i64) -> ApiResult<i64> {
+    fn open<T: DeserializeOwned>(&self, entry: &Entry) -> Option<T> {
+        kept::open(&self.inner.seal, entry)
+    }
+
+    async fn write_user(&self, user: &User, there: Option<&Entry>) -> ApiResult<i64> {
         let key = keys::user(&user.name);
-        match self.inner.etcd.put_if(&key, Some(encode(user)), expect, None).await? {
+        let expect = there.map_or(0, |e| e.mod_revision);
+        let old = there.map(|e| e.value.as_slice());
+        let value = kept::write(&self.inner.seal, &key, user, old);
+        match self.inner.etcd.put_if(&key, Some(value), expect, None).await? {
             Cas::Done(revision) => {
                 info!(user = %user.name, revision, "a user is written");
                 let there = |u: &Arc<User>| **u == *user;
@@ -220,7 +228,7 @@ impl Auth {
         let key = keys::user(name);
         let entry = self.inner.etcd.get(&key).await?;
         let entry = entry.ok_or_else(|| ApiError::not_found("user", name))?;
-        let old: Option<User> = decode(&entry.value).ok();
+        let old: Option<User> = self.open(&entry);
         self.keeps_an_admin(name, old.as_ref(), false)?;
         let tokens = self.tokens_of(name, |_| true).await?;
         let mut ops = vec![TxnOp::delete(key, None)];
@@ -248,7 +256,7 @@ impl Auth {
         }
         let entry = self.inner.etcd.get(&key).await?;
         let entry = entry.ok_or_else(|| ApiError::not_found("user", name))?;
-        let user: User = decode(&entry.value)?;
+        let user: User = self.open(&entry).ok_or_else(|| ApiError::not_found("user", name))?;
         if !others {
             self.may_try()?;
             let old = request.old.unwrap_or_default();
@@ -265,7 +273,7 @@ impl Auth {
             None => None,
         };
         let user = User { password, ..user };
-        let revision = self.write_user(&user, entry.mod_revision).await?;
+        let revision = self.write_user(&user, Some(&entry)).await?;
         let own = current().and_then(|c| c.token.clone());
         let logins = self.tokens_of(name, |t| t.login && own.as_ref() != Some(&t.id)).await?;
         for token in &logins {
@@ -281,7 +289,7 @@ impl Auth {
         which: impl Fn(&Token) -> bool,
     ) -> ApiResult<Vec<Token>> {
         let (entries, _) = self.inner.etcd.list(keys::TOKENS, None).await?;
-        let tokens = entries.iter().filter_map(|e| decode::<Token>(&e.value).ok());
+        let tokens = entries.iter().filter_map(|e| self.open::<Token>(e));
         Ok(tokens.filter(|t| t.user == *user && which(t)).collect())
     }
 
@@ -292,7 +300,7 @@ impl Auth {
         let mine = |t: &Token| {
             own.as_ref().is_none_or(|c| c.via != Via::Oidc && c.name == t.user.as_str())
         };
-        let tokens = entries.iter().filter_map(|e| decode::<Token>(&e.value).ok()).filter(mine);
+        let tokens = entries.iter().filter_map(|e| self.open::<Token>(e)).filter(mine);
         let mut tokens: Vec<TokenView> = tokens.map(|t| TokenView::from(&t)).collect();
         tokens.sort_by(|a, b| b.created_at.cmp(&a.created_at).then_with(|| a.id.cmp(&b.id)));
         Ok(TokenList { tokens })
@@ -391,7 +399,12 @@ impl Auth {
         audit::detail("expires_at", expires_at);
         let lease = self.inner.etcd.grant(expires_at.duration_since(now).unsigned_abs()).await?;
         let leased = PutOptions::new().with_lease(lease);
-        let put = TxnOp::put(keys::token(&token.id), encode(&token), Some(leased));
+        let key = keys::token(&token.id);
+        let put = TxnOp::put(
+            key.as_str(),
+            kept::write(&self.inner.seal, &key, &token, None),
+            Some(leased),
+        );
         // Not for somebody who was deleted meanwhile.
         let there = Compare::version(keys::user(&user.name), CompareOp::Greater, 0);
         if self.inner.etcd.txn("token", Txn::new().when([there]).and_then([put])).await?.is_none() {
@@ -444,8 +457,10 @@ impl Auth {
         let key = keys::role(&role.name);
         let there = self.inner.etcd.get(&key).await?;
         let expect = there.as_ref().map_or(0, |e| e.mod_revision);
-        let value = encode(&role);
-        if there.as_ref().is_some_and(|e| e.value == value) {
+        let old: Option<Role> = there.as_ref().and_then(|e| self.open(e));
+        let value =
+            kept::write(&self.inner.seal, &key, &role, there.as_ref().map(|e| e.value.as_slice()));
+        if old.as_ref() == Some(&role) {
             let action = Action::Unchanged;
             return Ok(Applied { name: role.name, action, revision: expect });
         }

@@ -144,7 +144,7 @@ async fn around(State(ops): State<Ops>, request: Request, next: Next) -> Respons
                 let serve = ops.limits.serve(request, next, refuse);
                 ops.auth.serve(admitted, serve).await
             }
-            Err(e) => refuse(e),
+            Err(refused) => refuse(refused.error),
         }
     };
     let response = ops.audit.around(asked, serve).instrument(span.clone()).await;

@@ -23,8 +23,8 @@ pub use openapi::document;
 
 use crate::{
     audit::Asked,
-    auth::{Admitted, Asking},
-    error::{ApiError, ApiResult},
+    auth::{Admitted, Asking, Refused},
+    error::ApiError,
     metrics::Request as RequestLabels,
     ops::Ops,
     spans,
@@ -164,12 +164,16 @@ const SECURITY: [(HeaderName, &str); 5] = [
 
 /// What is recorded, now that it is known who asks. Whoever asks too often would fill the
 /// records, too.
-pub(crate) fn who(asked: Option<Asked>, admitted: &ApiResult<Admitted>) -> Option<Asked> {
-    match admitted {
-        Ok(Admitted { caller: Some(caller), .. }) => asked.map(|a| a.by(caller)),
-        Err(e) if e.0.code == Code::BUSY => None,
-        _ => asked,
-    }
+pub(crate) fn who(asked: Option<Asked>, admitted: &Result<Admitted, Refused>) -> Option<Asked> {
+    let caller = match admitted {
+        Ok(admitted) => &admitted.caller,
+        Err(refused) if refused.error.0.code == Code::BUSY => return None,
+        Err(refused) => &refused.caller,
+    };
+    asked.map(|asked| match caller {
+        Some(caller) => asked.by(caller),
+        None => asked,
+    })
 }
 
 /// What happens to every request: refusals, limits, counters, the audit.
@@ -189,7 +193,7 @@ async fn around(State(app): State<App>, request: Request, next: Next) -> Respons
     let asking = browser::refuse(&app, &request).map(|()| Asking::http(&request));
     let admitted = match asking {
         Ok(asking) => app.ops.auth.admit(asking).await,
-        Err(e) => Err(e),
+        Err(e) => Err(e.into()),
     };
     let asked = who(asked, &admitted);
     let serve = async {
@@ -198,7 +202,7 @@ async fn around(State(app): State<App>, request: Request, next: Next) -> Respons
                 let serve = app.ops.limits.serve(request, next, ApiError::into_response);
                 app.ops.auth.serve(admitted, serve).await
             }
-            Err(e) => e.into_response(),
+            Err(refused) => refused.error.into_response(),
         }
     };
     let mut response = app.ops.audit.around(asked, serve).instrument(span.clone()).await;

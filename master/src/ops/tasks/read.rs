@@ -176,8 +176,12 @@ impl Ops {
                 TaskQuery { queue: filter.queue.clone(), states, before, limit: Some(limit + 1) };
             // What is over and still in etcd may be in both: they say the same.
             for task in self.store.list_tasks(&query).await? {
-                if !sight.task(&task) {
-                    hidden.insert(task.id);
+                // Lists of the store have no parts.
+                if !sight.all() {
+                    let whole = self.store.get_task(task.id).await?;
+                    if !whole.is_some_and(|whole| sight.task(&whole)) {
+                        hidden.insert(task.id);
+                    }
                 }
                 tasks.insert(task.id, task.without_parts());
             }
