@@ -4,6 +4,7 @@ mod cli;
 mod edge;
 mod limited;
 mod oidc;
+mod signed;
 mod table;
 mod tokens;
 

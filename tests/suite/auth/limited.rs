@@ -191,6 +191,7 @@ async fn what_is_out_of_a_role_is_not_there_for_it() {
         let mut names: Vec<String> =
             all.iter().map(|v| v[field].as_str().unwrap().to_owned()).collect();
         names.sort();
+        names.dedup();
         names
     };
     let get = async |path: &str| ann.get(path).await.1;
