@@ -71,8 +71,8 @@ const MASTERS: Failover = Failover { masters: 2, faults: 2, ..RERUNS };
 #[test]
 fn slots_are_claimed_once_and_none_is_lost() {
     check("two workers, a slot", Failover { slots: 1, strict: true, ..CLAIMS });
-    check("two workers, two slots", CLAIMS);
-    check("three workers, a slot", Failover { workers: 3, slots: 1, ..CLAIMS });
+    check("two workers, two slots", Failover { faults: 1, ..CLAIMS });
+    check("three workers, a slot", Failover { workers: 3, slots: 1, faults: 1, ..CLAIMS });
 }
 
 #[test]

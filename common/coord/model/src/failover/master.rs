@@ -120,8 +120,6 @@ impl Failover {
         let m = s.masters[n].clone();
         let Some(key) = m.keys.get(&run) else { return };
         let step = self.step(s, &m, run, key, knows);
-        // What it saw is void, whether or not the transaction finds it so.
-        s.masters[n].keys.remove(&run);
         let leads = m.term == Some(s.etcd.term);
         let same = s.etcd.keys.get(&run).is_some_and(|k| k.revision == key.revision);
         let node = usize::from(run.node);
