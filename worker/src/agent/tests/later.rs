@@ -181,6 +181,7 @@ async fn a_further_attempt_is_promised_kept_and_given_up_with_its_job() {
         (&RETRIED.replace("\"cmd\"", "\"status\":\"pause\",\"cmd\""), "paused"),
     ] {
         rig.load(value, false).await;
+        let wait = promise(&plan, &failed(&plan), now).unwrap();
         rig.agent.promised(wait.clone()).await;
         rig.agent.start_waiting(wait.due).await;
         let record = rig.records().await.pop().unwrap();
@@ -339,6 +340,7 @@ async fn a_clock_that_was_set_runs_nothing_twice_and_forgets_nothing() {
     let set = async |after: Timestamp| {
         let mut rig = rig().await;
         rig.load(EVERY_MINUTE, false).await;
+        rig.agent.engine.state.restart_cursors_later(vec![(j(), after)]).await.unwrap();
         rig.agent.table.get_mut(&j()).unwrap().after = after;
         rig.agent.reschedule().await;
         rig.agent.fire_due().await;

@@ -75,7 +75,7 @@ async fn slots_that_were_given_up_are_noted_once() {
     assert_eq!(again, Begin::SlotTaken { cursor: at(5) });
     assert_eq!(state.note_runs(&missed, None).await.unwrap(), Begin::New);
     let items = state.peek(10, 1 << 20).await.unwrap().items;
-    assert_eq!(items, [&missed[..], &missed[..]].concat().map_records());
+    assert_eq!(items, missed.to_vec().map_records());
 }
 
 /// The record of a run that may come again.
