@@ -161,6 +161,9 @@ fn add(counts: &mut Counts, what: &'static str, n: u64) {
     *counts.entry(what).or_default() += n;
 }
 
+/// A slot is run again three times at most; the fifth attempt is recorded as not made.
+const MOST_ATTEMPTS: u32 = 5;
+
 /// Whom a slot belongs to: the node, or everybody.
 type Key<'a> = (&'a str, Timestamp, u32);
 
@@ -224,9 +227,11 @@ fn check_job(facts: &Facts, rule: &JobRule, verdict: &mut Verdict) {
             }
             let Ok(slot) = Timestamp::from_second(second) else { continue };
             add(&mut counts, "due", 1);
-            let key = (owner, slot, 1);
-            let ran = starts.get(&key).and_then(|lines| lines.first());
-            let record = records.get(&key).and_then(|runs| runs.first());
+            // An attempt that its worker died before it began has no record of its own: the
+            // next one stands for the slot.
+            let attempts = || (1..=MOST_ATTEMPTS).map(|attempt| (owner, slot, attempt));
+            let ran = attempts().find_map(|key| starts.get(&key)?.first());
+            let record = attempts().find_map(|key| records.get(&key)?.first());
             let what = match (ran, record) {
                 (None, None) => {
                     let text = format!("{} {owner} {slot}: neither run nor record", rule.name);

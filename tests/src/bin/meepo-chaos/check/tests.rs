@@ -161,6 +161,11 @@ fn a_lost_run_is_run_again_with_a_newer_token() {
     assert_eq!(found(|f| lost_and_again(f, 150)), []);
     assert_eq!(found(|f| lost_and_again(f, 105)), [Wrong::Fence]);
     assert_eq!(found(|f| record(f, "once1").state = "lost".into()), [Wrong::Lost]);
+    let never_began = |f: &mut Facts| {
+        lost_and_again(f, 150);
+        forget(f, "once1");
+    };
+    assert_eq!(found(never_began), [], "its worker died before it: the next attempt stands for it");
     let ended = |code| {
         found(move |f| {
             record(f, "once1").state = "killed".into();
