@@ -6,6 +6,9 @@ use reqwest::Response;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
+/// An id that no token has.
+const UNKNOWN: &str = "00000000000000000001";
+
 /// What each operation of the document is called with here: path, body, status.
 fn example(method: &str, path: &str, run: &str, task: &str) -> (String, Option<Value>, u16) {
     let spec = json!({"name": "every-path", "cmd": "echo x", "schedule": "@yearly"});
@@ -38,6 +41,25 @@ fn example(method: &str, path: &str, run: &str, task: &str) -> (String, Option<V
         }
         ("put", "/v1/notify/rules/{name}") => (at, Some(json!({"to": ["kept"]})), 200),
         (_, "/v1/cron/next") => (format!("{path}?expr=@daily"), None, 200),
+        // There are no certificates to be had here.
+        ("post", "/v1/join") => {
+            (at, Some(json!({"token": "x", "node": NODE, "request": "x"})), 400)
+        }
+        ("post", "/v1/renew") => (at, Some(json!({"request": "x"})), 403),
+        ("post", "/v1/join-tokens") => (at, Some(json!({})), 403),
+        ("delete", "/v1/join-tokens/{id}") => (path.replace("{id}", UNKNOWN), None, 404),
+        ("delete", "/v1/tokens/{id}") => (path.replace("{id}", UNKNOWN), None, 404),
+        ("post", "/v1/login") => (at, Some(json!({"user": "kept", "password": "wrong"})), 401),
+        // Nobody has logged in.
+        ("post", "/v1/logout") => (at, None, 409),
+        ("post", "/v1/tokens") => (at, Some(json!({"user": "kept"})), 201),
+        ("put", "/v1/users/{name}") => (at, Some(json!({"roles": ["viewer"]})), 201),
+        ("put", "/v1/users/{name}/password") => {
+            (at, Some(json!({"password": "correct horse battery"})), 200)
+        }
+        ("put", "/v1/roles/{name}") => {
+            (at, Some(json!({"grants": [{"permissions": ["job.read"]}]})), 201)
+        }
         _ => (at, None, 200),
     };
     assert!(!at.contains('{'), "say here how to call {method} {path}");
@@ -65,6 +87,8 @@ async fn every_path_of_the_document_answers() {
         let (status, answer) = api.http("PUT", &format!("/v1/notify/{name}"), body.as_ref()).await;
         assert_eq!(status, 201, "{answer}");
     }
+    let kept = json!({"roles": ["viewer"]});
+    assert_eq!(api.http("PUT", "/v1/users/kept", Some(&kept)).await.0, 201);
     let mut operations: Vec<(&String, &String, &Value)> = Vec::new();
     for (path, item) in document["paths"].as_object().unwrap() {
         let methods = item.as_object().unwrap().iter();

@@ -105,6 +105,11 @@ async fn without_the_log_store_work_goes_on_and_only_history_is_refused() {
     assert_eq!(api.get("/readyz").await.0, 200);
     assert_eq!(api.get("/readyz/logs").await.0, 503);
     mongo.restart().await;
+    eventually(SOON, "history is there again", async || match api.get("/v1/runs").await {
+        (200, _) => Ok(()),
+        (status, answer) => Err(format!("{status} {answer}")),
+    })
+    .await;
     let found = wait_runs(&api, "job=new&state=success", 1).await;
     assert_eq!(found[0]["run_id"], id);
 }
