@@ -6,6 +6,7 @@ use rcgen::{CertificateParams, DnType, Issuer, KeyPair, SanType, date_time_ymd};
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 /// An authority, and the folder with its files.
@@ -38,7 +39,9 @@ impl Pki {
         let _ = rustls::crypto::ring::default_provider().install_default();
         fs::create_dir_all(dir).unwrap();
         let pki = Self { dir: dir.to_path_buf() };
-        pki.write("ca", &Authority::create("meepo test", 30).unwrap());
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let name = format!("meepo test {}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        pki.write("ca", &Authority::create(&name, 30).unwrap());
         pki
     }
 

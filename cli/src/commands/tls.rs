@@ -55,7 +55,11 @@ fn init(args: &InitArgs) -> anyhow::Result<String> {
          one goes into another directory with --dir",
         dir.display()
     );
-    let made = Authority::create("meepo", args.ca_days)?;
+    // Each has a name of its own: two of one name would be taken for each other, until their
+    // signatures do not hold.
+    let unique = uuid::Uuid::now_v7().simple().to_string();
+    let name = format!("meepo {}", &unique[unique.len() - 8..]);
+    let made = Authority::create(&name, args.ca_days)?;
     replace_pair(&cert, &key, &made)?;
     let authority = authority(dir)?;
     let mut text = format!(

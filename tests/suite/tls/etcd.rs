@@ -81,9 +81,9 @@ async fn a_password_is_enough_and_whoever_is_forgotten_logs_in_again() {
     apply(&cluster.api(), json!({"name": "tick", "schedule": "* * * * * *", "cmd": "true"})).await;
     wait_runs(&cluster.api(), "job=tick&state=success", 1).await;
     // Every token is worth nothing from now on.
-    let mut client = cluster.etcd().client().await;
-    client.auth_disable().await.unwrap();
-    client.auth_enable().await.unwrap();
+    cluster.etcd().client().await.auth_disable().await.unwrap();
+    // Nobody is asked meanwhile, but a token that is none is refused.
+    cluster.etcd().client_as(None).await.auth_enable().await.unwrap();
     apply(&cluster.api(), json!({"name": "tock", "schedule": "* * * * * *", "cmd": "true"})).await;
     wait_runs(&cluster.api(), "job=tock&state=success", 1).await;
     // A wrong password is named.
@@ -111,7 +111,8 @@ async fn a_certificate_for_etcd_is_exchanged_without_a_restart() {
     wait_session(&cluster.api(), "127.0.0.2").await;
     // The certificate of before would be refused: its user is gone.
     let pki = cluster.pki();
-    let pair = pki.node("127.0.0.2");
+    let [cert, key] = ["pem", "key"].map(|ext| pki.dir().join(format!("node-127.0.0.2.{ext}")));
+    let pair = meepo_tests::Pair { cert, key };
     let other = pki.user("node:other");
     let mut client = cluster.etcd().client().await;
     client.user_add("node:other", "x", None).await.unwrap();

@@ -93,7 +93,7 @@ async fn new_certificates_are_used_without_a_restart_and_nobody_is_cut_off() {
 
 fn job(cluster: &Cluster) -> String {
     let path = cluster.dir().join("job.yaml");
-    std::fs::write(&path, "name: after-the-change\ncmd: true\nschedule: '@yearly'\n").unwrap();
+    std::fs::write(&path, "name: after-the-change\ncmd: echo\nschedule: '@yearly'\n").unwrap();
     path.display().to_string()
 }
 

@@ -115,8 +115,22 @@ async fn metrics_over_tls_are_for_those_with_a_certificate() {
     let base = cluster.worker(0).metrics().base().replace("http://", "https://");
     let pki = cluster.pki();
     let prometheus = pki.client("prometheus");
-    assert_eq!(pki.api(&base, Some(&prometheus)).get("/metrics").await.0, 200);
-    let e = pki.api(&base, None).try_http("GET", "/metrics", None).await.unwrap_err();
+    // A client that takes any certificate of the authority, as scrapers do.
+    let get = async |pair: Option<&Pair>| {
+        let mut builder =
+            reqwest::Client::builder().tls_certs_only([reqwest::Certificate::from_pem(
+                &std::fs::read(pki.ca()).unwrap(),
+            )
+            .unwrap()]);
+        if let Some(pair) = pair {
+            let both = [&pair.key, &pair.cert].map(|path| std::fs::read(path).unwrap()).concat();
+            builder = builder.identity(reqwest::Identity::from_pem(&both).unwrap());
+        }
+        let url = format!("{base}/metrics");
+        builder.build().unwrap().get(url).send().await.map(|answer| answer.status().as_u16())
+    };
+    assert_eq!(get(Some(&prometheus)).await.unwrap(), 200);
+    let e = format!("{:?}", get(None).await.unwrap_err());
     assert!(e.contains("CertificateRequired"), "{e}");
     let (status, _) = cluster.worker(0).metrics().get("/metrics").await;
     assert_eq!(status, 400, "not encrypted");

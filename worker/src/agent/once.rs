@@ -298,14 +298,15 @@ impl Claiming {
             }
             let runs = matches!(item, Slot::Run(_, true));
             let wanted = Wanted { slot, run_id, runs, max_runs: self.max_runs };
-            let Some(claim) = self.claim(wanted, give_up).await else {
+            let Some((claim, unanswered)) = self.claim(wanted, give_up).await else {
                 round.open = Some((slot, run_id));
                 return round;
             };
             if let Claim::Exhausted { runs } = claim {
                 round.runs = Some(runs);
             }
-            if self.open == Some(run_id) {
+            // In this round or an earlier one.
+            if unanswered {
                 self.close(run_id, slot, &claim, runs);
             }
             self.settle(claim, item, slot, &mut round).await;
@@ -362,8 +363,9 @@ impl Claiming {
         }
     }
 
-    /// Claims with patience; `None` when etcd could not be asked.
-    async fn claim(&self, wanted: Wanted, give_up: Instant) -> Option<Claim> {
+    /// Claims with patience; `None` when etcd could not be asked. Also answers whether a try
+    /// was left unanswered, which may have taken effect.
+    async fn claim(&self, wanted: Wanted, give_up: Instant) -> Option<(Claim, bool)> {
         let trying = async {
             let mut backoff = Backoff::new(Duration::from_secs(2));
             let custody = &self.engine.custody;
@@ -388,7 +390,7 @@ impl Claiming {
                         if let (Claim::Won { .. }, Some(rerun)) = (&claim, rerun) {
                             self.engine.custody.took(wanted.run_id, rerun);
                         }
-                        return claim;
+                        return (claim, unanswered);
                     }
                     Err(e) => {
                         unanswered = true;

@@ -108,7 +108,8 @@ pub fn explain(error: &(dyn Error + 'static)) -> Option<String> {
 fn meaning(error: &TlsError) -> String {
     use CertificateError as C;
     match error {
-        TlsError::InvalidCertificate(C::UnknownIssuer) => {
+        // The latter: there is one of the same name, with another key.
+        TlsError::InvalidCertificate(C::UnknownIssuer | C::BadSignature) => {
             "its certificate is of an authority that is not trusted here".to_owned()
         }
         TlsError::InvalidCertificate(C::Expired | C::ExpiredContext { .. }) => {
