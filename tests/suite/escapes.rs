@@ -100,19 +100,25 @@ async fn a_log_line_is_neither_forged_nor_does_it_anything() {
         let cluster = builder.start().await;
         // The worker says what it cannot use.
         let etcd = cluster.etcd().client().await;
-        let expression = "\u{1b}[2J\u{9b}2J\n2026-11-27T00:00:00Z  INFO forged\u{202e}";
-        let value = json!({"cmd": "true", "express": expression, "task_id": "x"}).to_string();
-        etcd.clone().put("/cron/jobs/127.0.0.2/x", value, None).await.unwrap();
+        let evil = "\u{1b}[2J\u{9b}2J\n2026-11-27T00:00:00Z  INFO forged\u{202e}";
+        for (key, value) in [
+            ("x".to_owned(), json!({"cmd": "true", "executor": evil, "task_id": "x"})),
+            (evil.to_owned(), json!({"cmd": "true", "express": "* * * * *"})),
+        ] {
+            let key = format!("/cron/jobs/127.0.0.2/{key}");
+            etcd.clone().put(key, value.to_string(), None).await.unwrap();
+        }
         let worker = cluster.worker(0).process();
         eventually(SOON, "the worker complains", async || {
             let log = worker.log();
-            if log.contains("forged") { Ok(()) } else { Err(log) }
+            // Of both.
+            if log.matches("forged").count() > 1 { Ok(()) } else { Err(log) }
         })
         .await;
         let log = worker.log();
         harmless(format, &log);
-        let forged = log.lines().find(|l| l.contains("forged")).unwrap();
-        assert!(!forged.starts_with("2026-11-27T00:00:00Z  INFO forged"), "{forged}");
+        let forged = log.lines().find(|l| l.starts_with("2026-11-27T00:00:00Z"));
+        assert_eq!(forged, None);
         if format == "json" {
             assert!(log.lines().all(|l| serde_json::from_str::<serde_json::Value>(l).is_ok()));
         }

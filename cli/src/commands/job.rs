@@ -74,9 +74,7 @@ pub(crate) async fn get(
                 let problem = format!("job {name} has no definition at {path}, it inherits");
                 CliError::new(exit::NOT_FOUND, problem)
             })?;
-            out.value(&given.definition, |_| {
-                crate::output::yaml(&given.definition).unwrap_or_default()
-            })?;
+            out.value(&given.definition, |out| out.yaml(&given.definition).unwrap_or_default())?;
             return Ok(exit::OK);
         }
         let Some(spec) = &job.spec else {
@@ -86,7 +84,7 @@ pub(crate) async fn get(
             )
             .expected("a job made with `meepo job apply`"));
         };
-        out.value(spec, |_| crate::output::yaml(spec).unwrap_or_default())?;
+        out.value(spec, |out| out.yaml(spec).unwrap_or_default())?;
         return Ok(exit::OK);
     }
     let slots = if out.is_table() && job.next.is_some() && tree.is_none() && job.spec.is_some() {

@@ -11,7 +11,7 @@ use crate::{
     output::{
         Out,
         table::{Table, cell, maybe, verdict},
-        text, time, yaml,
+        text, time,
     },
 };
 use meepo_core::{
@@ -152,7 +152,7 @@ async fn delete(out: &Out, client: &Client, what: &str, names: &[Name]) -> CliRe
 }
 
 fn show<T: Serialize>(out: &Out, value: &T) -> CliResult<u8> {
-    let text = yaml(value)?;
+    let text = out.yaml(value)?;
     out.value(value, |_| text)?;
     Ok(exit::OK)
 }

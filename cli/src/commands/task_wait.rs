@@ -11,6 +11,7 @@ use crate::{
     output::{
         Out,
         stream::{Lead, Printer},
+        text,
     },
 };
 use futures::stream::{FuturesUnordered, StreamExt};
@@ -145,7 +146,8 @@ impl Waiting<'_> {
                     Some(run) => format!("{} (run {})", outcome.reason, run.run_id),
                     None => outcome.reason.clone(),
                 };
-                self.out.text(&format!("{}: {what}\n", outcome.node))?;
+                let line = text::one_line(&format!("{}: {what}", outcome.node));
+                self.out.text(&format!("{line}\n"))?;
             }
         } else {
             // Kicked, or tried again.

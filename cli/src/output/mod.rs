@@ -73,21 +73,22 @@ impl Out {
         let text = match self.format {
             Format::Table => table(self),
             Format::Json => json(value, true)? + "\n",
-            Format::Yaml => self.safe(yaml(value)?),
+            Format::Yaml => self.yaml(value)?,
         };
         self.text(&text)
     }
 
-    /// What a terminal may show of `yaml`, whose texts in blocks are as they are.
-    fn safe(&self, yaml: String) -> String {
-        if self.terminal { text::lines(&yaml) } else { yaml }
+    /// `value` as a YAML document that may be shown: on a terminal nothing in it does anything.
+    pub(crate) fn yaml<T: Serialize>(&self, value: &T) -> CliResult<String> {
+        let yaml = yaml(value)?;
+        Ok(if self.terminal { text::lines(&yaml) } else { yaml })
     }
 
     /// Prints one of a stream of values: a line of JSON or a YAML document.
     pub(crate) fn event<T: Serialize>(&self, value: &T) -> CliResult<()> {
         let text = match self.format {
             Format::Table | Format::Json => json(value, false)? + "\n",
-            Format::Yaml => format!("---\n{}", self.safe(yaml(value)?)),
+            Format::Yaml => format!("---\n{}", self.yaml(value)?),
         };
         self.text(&text)
     }
