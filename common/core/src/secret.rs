@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     fn values(of: &[(&str, &str)]) -> BTreeMap<Name, String> {
-        of.iter().map(|(k, v)| (Name::new(*k).unwrap(), (*v).to_owned())).collect()
+        of.iter().map(|(k, v)| (Name::new(k).unwrap(), (*v).to_owned())).collect()
     }
 
     fn job(value: serde_json::Value) -> Assignment {
