@@ -257,6 +257,6 @@ mod tests {
     fn nothing_of_it_is_shown() {
         let name = Name::new("db").unwrap();
         let secrets = Secrets::new([(name, "s3cret".to_owned())].into());
-        assert_eq!(format!("{secrets:?}"), "{\"db\"}");
+        assert_eq!(format!("{secrets:?}"), "{Name(\"db\")}");
     }
 }
