@@ -165,7 +165,7 @@ mod tests {
     fn a_certificate_in_pem_comes_back_the_same() {
         let cert = AUTHORITY.1.issue(&node(), 7).unwrap().cert;
         let der = pem(cert.as_bytes()).unwrap().remove(0);
-        assert_eq!(pem(to_pem(&der).as_bytes()).unwrap(), [der.clone()]);
+        assert_eq!(pem(to_pem(&der).as_bytes()).unwrap(), std::slice::from_ref(&der));
         assert!(AUTHORITY.1.has_signed(&der));
         let other = Authority::create("meepo test", 30).unwrap().cert;
         // By the same name, but another key.
