@@ -72,7 +72,6 @@ async fn on_a_terminal_output_is_shown_and_does_nothing() {
         (vec!["job", "get", "evil", "-o", "json"], false),
         (vec!["job", "get", "evil", "-o", "yaml"], false),
         (vec!["job", "get", "evil", "--definition"], false),
-        (vec!["job", "get", evil], false),
     ]
     .into_iter()
     .enumerate()
