@@ -44,7 +44,6 @@ use meepo_core::{
 };
 use meepo_runtime::tls::Identity;
 use oidc::Oidc;
-use tokio::sync::watch as cell;
 use rate::Rates;
 use secret::Hashing;
 use std::{
@@ -52,6 +51,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
+use tokio::sync::watch as cell;
 
 /// Wrong secrets of one client: one a second after a burst of twenty.
 const FAILURES: Rate = Rate { per_second: 1.0, burst: 20.0 };
