@@ -19,8 +19,8 @@ pub(crate) use history::{RunsArgs, SpanArgs};
 pub(crate) use node::NodeCommand;
 pub(crate) use notify::{ChannelCommand, NotifyCommand, RuleCommand};
 pub(crate) use signing::{KeyDir, SigningCommand};
-pub(crate) use tls::{ClientTls, InitArgs, IssueArgs, Kind, Named, RenewArgs, TlsCommand};
 use task::TaskCommand;
+pub(crate) use tls::{ClientTls, InitArgs, IssueArgs, Kind, Named, RenewArgs, TlsCommand};
 
 use crate::{client::DEFAULT_MASTER, error::EXIT_HELP, events_args::EventsArgs, output::Format};
 use clap::{Args, Parser, Subcommand, ValueHint};

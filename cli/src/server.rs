@@ -46,9 +46,8 @@ fn check_addresses(args: &ServerArgs) -> CliResult<()> {
         [("--http", args.http), ("--grpc", args.grpc), ("--metrics", args.metrics)]
     {
         if !address.ip().is_loopback() && !args.allow_insecure_listen {
-            let problem = format!(
-                "{address} can be reached from other hosts, and nothing is encrypted here"
-            );
+            let problem =
+                format!("{address} can be reached from other hosts, and nothing is encrypted here");
             let expected = "a loopback address, or --allow-insecure-listen \
                             (MEEPO_ALLOW_INSECURE_LISTEN=true) on a network where everybody may";
             return Err(CliError::usage(flag, problem, expected));

@@ -182,9 +182,8 @@ impl Ops {
             return Some(Finding::error("master", message, remedy));
         }
         let left = until.duration_since(now);
-        (left < EXPIRES).then(|| {
-            Finding::warn("master", format!("its certificate expires on {until}"), remedy)
-        })
+        (left < EXPIRES)
+            .then(|| Finding::warn("master", format!("its certificate expires on {until}"), remedy))
     }
 
     async fn doctor_nodes(&self, now: Timestamp) -> Vec<Finding> {

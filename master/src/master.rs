@@ -214,9 +214,19 @@ impl Master {
         tasks.spawn(
             "http",
             OnError::Shutdown,
-            http::serve(http_listener, http_acceptor, ops.clone(), config.advertise.clone(), stop.clone()),
+            http::serve(
+                http_listener,
+                http_acceptor,
+                ops.clone(),
+                config.advertise.clone(),
+                stop.clone(),
+            ),
         );
-        tasks.spawn("grpc", OnError::Shutdown, grpc::serve(grpc_listener, grpc_acceptor, ops.clone(), stop));
+        tasks.spawn(
+            "grpc",
+            OnError::Shutdown,
+            grpc::serve(grpc_listener, grpc_acceptor, ops.clone(), stop),
+        );
         Ok(Self { http, grpc, ops, tasks })
     }
 

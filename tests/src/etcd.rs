@@ -116,12 +116,7 @@ impl Etcd {
         Self::launch(count, dir, Some((tls, server)), &[]).await
     }
 
-    async fn launch(
-        count: usize,
-        dir: &Path,
-        tls: Option<(Tls, Pair)>,
-        args: &[String],
-    ) -> Self {
+    async fn launch(count: usize, dir: &Path, tls: Option<(Tls, Pair)>, args: &[String]) -> Self {
         for attempt in 1..=ATTEMPTS {
             let dir = dir.join(format!("etcd-{attempt}"));
             std::fs::create_dir_all(&dir).expect("a folder for etcd");
@@ -205,12 +200,7 @@ impl Etcd {
     }
 }
 
-fn members(
-    count: usize,
-    dir: &Path,
-    tls: Option<&(Tls, Pair)>,
-    more: &[String],
-) -> Vec<Member> {
+fn members(count: usize, dir: &Path, tls: Option<&(Tls, Pair)>, more: &[String]) -> Vec<Member> {
     let scheme = if tls.is_some() { "https" } else { "http" };
     let program = std::env::var_os("MEEPO_TEST_ETCD").unwrap_or_else(|| "etcd".into());
     let plan: Vec<(String, String, String)> = (0..count)

@@ -201,12 +201,7 @@ async fn every_mutating_operation_of_http_leaves_one_record() {
         ("POST /v1/logout", "/v1/logout".into(), json!({}), ""),
         // Nothing is encrypted here.
         ("POST /v1/join-tokens", "/v1/join-tokens".into(), json!({}), ""),
-        (
-            "DELETE /v1/join-tokens/{id}",
-            "/v1/join-tokens/0".into(),
-            json!({}),
-            "join-token/0",
-        ),
+        ("DELETE /v1/join-tokens/{id}", "/v1/join-tokens/0".into(), json!({}), "join-token/0"),
         ("POST /v1/join", "/v1/join".into(), join, "node/n1"),
         ("POST /v1/renew", "/v1/renew".into(), json!({"request": ""}), ""),
     ];

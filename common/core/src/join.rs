@@ -66,7 +66,8 @@ impl FromStr for JoinToken {
         else {
             return Err(bad());
         };
-        let hex = authority.len() == FINGERPRINT && authority.bytes().all(|b| b.is_ascii_hexdigit());
+        let hex =
+            authority.len() == FINGERPRINT && authority.bytes().all(|b| b.is_ascii_hexdigit());
         match (part(id), part(secret)) {
             (Some(id), Some(secret)) if hex => {
                 Ok(Self { id, secret, authority: authority.to_ascii_lowercase() })
@@ -183,11 +184,8 @@ mod tests {
 
     #[test]
     fn a_token_comes_back_from_what_is_shown_and_does_not_show_itself() {
-        let token = JoinToken {
-            id: "0f3a".into(),
-            secret: "s3cr3t-_".into(),
-            authority: "ab".repeat(32),
-        };
+        let token =
+            JoinToken { id: "0f3a".into(), secret: "s3cr3t-_".into(), authority: "ab".repeat(32) };
         assert_eq!(token.reveal().parse(), Ok(token.clone()));
         assert_eq!(format!(" {}\n", token.reveal()).parse(), Ok(token.clone()));
         assert!(!format!("{token:?}").contains("s3cr3t"));

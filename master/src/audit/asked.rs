@@ -65,12 +65,7 @@ impl Asked {
         Some(Self { grpc: true, ..Self::new(request.headers(), peer, method, operation) })
     }
 
-    fn new(
-        headers: &HeaderMap,
-        peer: Option<&Peer>,
-        method: String,
-        operation: String,
-    ) -> Self {
+    fn new(headers: &HeaderMap, peer: Option<&Peer>, method: String, operation: String) -> Self {
         let id = Uuid::now_v7();
         let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).map(str::trim);
         let short = |s: &&str| !s.is_empty() && s.len() <= MAX_NAME;
@@ -139,8 +134,7 @@ impl Asked {
 }
 
 /// What paths name, in the singular.
-const KINDS: [&str; 9] =
-    ["channel", "job", "node", "role", "rule", "run", "task", "token", "user"];
+const KINDS: [&str; 9] = ["channel", "job", "node", "role", "rule", "run", "task", "token", "user"];
 
 /// `job/backup` of `/v1/jobs/backup/trigger`.
 fn named(path: &str) -> String {

@@ -25,10 +25,10 @@ use intake::Intake;
 use meepo_proto::{
     internal::{masters_server::MastersServer, workers_server::WorkersServer},
     v1::{
-        access_server::AccessServer, audit_server::AuditServer, cron_server::CronServer, doctor_server::DoctorServer,
-        events_server::EventsServer, exec_server::ExecServer, jobs_server::JobsServer,
-        nodes_server::NodesServer, notify_server::NotifyServer, runs_server::RunsServer,
-        tasks_server::TasksServer,
+        access_server::AccessServer, audit_server::AuditServer, cron_server::CronServer,
+        doctor_server::DoctorServer, events_server::EventsServer, exec_server::ExecServer,
+        jobs_server::JobsServer, nodes_server::NodesServer, notify_server::NotifyServer,
+        runs_server::RunsServer, tasks_server::TasksServer,
     },
 };
 use meepo_runtime::tls::{Acceptor, incoming};

@@ -113,7 +113,8 @@ impl Service for Workers {
             match item.item {
                 Some(Item::Run(json)) => {
                     // Perhaps of a newer worker: another master may be able to read it.
-                    let record: RunRecord = decode(&json).map_err(|e| Status::unimplemented(e.to_string()))?;
+                    let record: RunRecord =
+                        decode(&json).map_err(|e| Status::unimplemented(e.to_string()))?;
                     speaks_for(identity.as_ref(), &record.node)?;
                     batch.push(LogItem::Run(record));
                 }

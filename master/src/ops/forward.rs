@@ -68,7 +68,9 @@ impl Ops {
         };
         let (channel, term) = self.leader_channel()?;
         let mut client = ExecClient::new(channel);
-        let begun = self.leader.begin(term, client.run(forwarded(&self.auth, "/meepo.v1.Exec/Run", message)));
+        let begun = self
+            .leader
+            .begin(term, client.run(forwarded(&self.auth, "/meepo.v1.Exec/Run", message)));
         let mut events = begun.await?.into_inner();
         let (tx, rx) = mpsc::channel(BACKLOG);
         tokio::spawn(async move {
@@ -110,7 +112,9 @@ impl Ops {
         let request = pb::OutputRequest { run_id: run_id.to_string(), after, follow: true };
         let (channel, term) = self.leader_channel()?;
         let mut client = RunsClient::new(channel);
-        let begun = self.leader.begin(term, client.output(forwarded(&self.auth, "/meepo.v1.Runs/Output", request)));
+        let begun = self
+            .leader
+            .begin(term, client.output(forwarded(&self.auth, "/meepo.v1.Runs/Output", request)));
         let mut events = begun.await.map_err(only_read)?.into_inner();
         let (tx, rx) = mpsc::channel(BACKLOG);
         tokio::spawn(async move {
@@ -160,7 +164,11 @@ impl Ops {
         let (channel, term) = self.leader_channel()?;
         let client = MastersClient::new(channel);
         let mut client = client.max_decoding_message_size(MAX_LIVE);
-        let asked = Box::pin(self.leader.begin(term, client.live(forwarded(&self.auth, "/meepo.internal.v1.Masters/Live", request)))).await;
+        let asked = Box::pin(self.leader.begin(
+            term,
+            client.live(forwarded(&self.auth, "/meepo.internal.v1.Masters/Live", request)),
+        ))
+        .await;
         let answer = asked.map_err(only_read)?.into_inner();
         let live = answer.nodes.into_iter().filter_map(|n| {
             let at = jiff::Timestamp::from_millisecond(n.at_ms).ok()?;

@@ -9,8 +9,8 @@ use crate::{
 use jiff::Timestamp;
 use meepo_coord::{Entry, keys, records::decode};
 use meepo_core::{
-    auth::Permission,
     api::{JobByHand, JobCounts, JobList, JobSource, JobSummary},
+    auth::Permission,
     code::Code,
     error::Invalid,
     id::{Name, NodeId},

@@ -16,8 +16,8 @@ use meepo_coord::{
     records::{DrainRecord, decode, encode},
 };
 use meepo_core::{
-    auth::Permission,
     api::{DrainRequest, DrainState, DrainView, NodeList, NodeView},
+    auth::Permission,
     code::Code,
     id::NodeId,
     node::{self, Health, NodeInfo},

@@ -205,7 +205,8 @@ impl Agent {
             return self.refuse(&entry, &e).await;
         }
         let a = &read.assignment;
-        let admitted = self.engine.trust.admit(Kind::Assignment, &entry.key, &a.extra, || a.covered());
+        let admitted =
+            self.engine.trust.admit(Kind::Assignment, &entry.key, &a.extra, || a.covered());
         if let Err(e) = admitted.await {
             return self.refuse(&entry, &e.into()).await;
         }

@@ -313,7 +313,8 @@ impl Agent {
 
     /// Tells the health record what is held.
     fn tell(&self) {
-        let problems = self.table.problems.iter().chain(&self.table.ahead).chain(&self.table.barred);
+        let problems =
+            self.table.problems.iter().chain(&self.table.ahead).chain(&self.table.barred);
         let (ahead, barred) = (self.table.ahead.len(), self.table.barred.len());
         let total = self.table.problems.len() + ahead + barred;
         let status = Status {

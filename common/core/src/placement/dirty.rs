@@ -116,7 +116,8 @@ impl Fleet {
 
     fn touch(&self, name: &Name, id: &NodeId, waiting: &Waiting) -> Touch {
         let held = self.held.get(name).and_then(|h| h.get(id));
-        let write = |want| agree(name, id, held, want, self.clock).map_or(Touch::Nothing, Touch::Write);
+        let write =
+            |want| agree(name, id, held, want, self.clock).map_or(Touch::Nothing, Touch::Write);
         let Some(job) = self.jobs.get(name) else { return write(None) };
         if job.is_opaque() {
             return Touch::Nothing;
