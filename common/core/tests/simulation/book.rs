@@ -203,5 +203,5 @@ fn history(rng: &mut Rng, talk: bool) -> u64 {
 
 #[test]
 fn what_is_told_does_not_depend_on_who_leads() {
-    simulate("notifications", 100_000, history);
+    simulate("notifications", 10_000, history);
 }
