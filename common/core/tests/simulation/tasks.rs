@@ -508,7 +508,7 @@ fn follows(from: PartState, to: PartState) -> bool {
 
 #[test]
 fn tasks_come_to_their_ends_whoever_dies() {
-    simulate("tasks", 1_000_000, |rng, talk| {
+    simulate("tasks", 40_000, |rng, talk| {
         let mut world = World::new(talk);
         let steps = 200 + rng.below(400) as u64;
         (0..steps).for_each(|_| world.step(rng));
