@@ -145,8 +145,8 @@ impl Rig {
     }
 
     fn act(&mut self, task: TaskId, n: u32, verb: Verb) -> Result<S, String> {
-        let policy = self.tasks.tasks[&task].value.policy.clone();
-        match self.part(task, n).act(verb, Duration::ZERO, &policy, t(self.now)) {
+        let value = self.tasks.tasks[&task].value.clone();
+        match self.part(task, n).act(verb, Duration::ZERO, &value, t(self.now)) {
             Done::Changed(part) | Done::Asked(part) => {
                 let state = part.state;
                 self.set(PartId { task, n }, *part);

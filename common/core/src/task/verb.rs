@@ -1,7 +1,7 @@
 //! What users do to parts.
 
 use super::{
-    record::{Ask, Outcome, Part, Policy},
+    record::{Ask, Control, Outcome, Part, Policy, Task},
     state::{Event, PartState},
 };
 use crate::{code::Code, error::Invalid, run::to_millis};
@@ -92,17 +92,23 @@ pub enum Done {
 }
 
 impl Part {
-    /// Does what a user wants. `delay` is how much later a part that is released may begin.
-    pub fn act(&self, verb: Verb, delay: Duration, policy: &Policy, now: Timestamp) -> Done {
+    /// Does what a user wants to a part of `task`. `delay` is how much later a part that is
+    /// released may begin.
+    pub fn act(&self, verb: Verb, delay: Duration, task: &Task, now: Timestamp) -> Done {
         let mut part = self.clone();
         let held = part.state == PartState::Reserved;
         let begun = part.begun_at.is_some();
         let until = (!delay.is_zero()).then(|| now.checked_add(delay).ok()).flatten();
         let withdrawn = Outcome::new(Code::CANCELLED, None, now);
         let done = match (verb, held, begun) {
+            // It would begin: its worker compares the task with the order, which is made anew.
+            (Verb::Touch, true, false) if task.control != Control::Active => {
+                let how = if task.control.revokes() { "withdrawn" } else { "paused" };
+                return Done::Refused(format!("it has not begun, and its task is {how}"));
+            }
             (Verb::Touch, true, _) => {
                 part.touched += 1;
-                part.deadline = deadline(policy, now);
+                part.deadline = deadline(&task.policy, now);
                 return Done::Asked(Box::new(part));
             }
             // The worker that has it must end it first, so that it never runs twice at once.

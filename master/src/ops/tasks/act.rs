@@ -197,7 +197,7 @@ impl Ops {
             let expect = known.as_ref().map_or(0, |at| at.revision);
             let part = known.map_or_else(|| Part::pending(task, id.n), |at| at.value);
             let now = Timestamp::now();
-            let (part, order, acted) = match part.act(verb, delay, &task.policy, now) {
+            let (part, order, acted) = match part.act(verb, delay, task, now) {
                 Done::Refused(reason) => return Ok(Acted::Refused(id, reason)),
                 Done::Changed(next) => {
                     let order = match (part.state, part.node) {

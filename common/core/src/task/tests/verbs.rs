@@ -14,6 +14,24 @@ fn touching_moves_the_deadline() {
 }
 
 #[test]
+fn touching_lets_nothing_begin_that_is_held_or_withdrawn() {
+    for (control, how) in [
+        (Control::Paused, "paused"),
+        (Control::Cancelled, "withdrawn"),
+        (Control::Stopped, "withdrawn"),
+    ] {
+        let mut rig = Rig::new(1);
+        let task = rig.put(1, json!({"queue": "q", "commands": [{"cmd": "1"}, {"cmd": "2"}]}));
+        rig.at(0);
+        rig.begins(task, 1);
+        rig.control(task, control);
+        assert_eq!(rig.act(task, 1, Verb::Touch), Ok(S::Reserved));
+        let refused = rig.act(task, 2, Verb::Touch).unwrap_err();
+        assert!(refused.contains(how), "{refused}");
+    }
+}
+
+#[test]
 fn what_is_cancelled_never_begins_and_what_is_stopped_ends() {
     let mut rig = Rig::new(1);
     let task = rig.put(
