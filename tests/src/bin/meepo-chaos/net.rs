@@ -33,6 +33,8 @@ pub(crate) enum Link {
 }
 
 type Links = BTreeMap<(String, String), Link>;
+/// Who is called what.
+type Parties = Vec<(String, Arc<Process>)>;
 
 /// Waits until connections between the two are to be closed.
 async fn closed(links: &mut watch::Receiver<Links>, key: &(String, String)) {
@@ -45,7 +47,7 @@ async fn closed(links: &mut watch::Receiver<Links>, key: &(String, String)) {
 #[derive(Debug, Clone)]
 pub(crate) struct Net {
     links: watch::Sender<Links>,
-    parties: Arc<Mutex<Vec<(String, Arc<Process>)>>>,
+    parties: Arc<Mutex<Parties>>,
 }
 
 impl Net {
@@ -179,7 +181,7 @@ impl Net {
         parties.into_iter().find(|(_, process)| owns(process.pid())).map(|(name, _)| name)
     }
 
-    fn parties(&self) -> std::sync::MutexGuard<'_, Vec<(String, Arc<Process>)>> {
+    fn parties(&self) -> std::sync::MutexGuard<'_, Parties> {
         self.parties.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
