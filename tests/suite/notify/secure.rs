@@ -40,10 +40,10 @@ impl Secure {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 // Who does not trust the certificate goes away.
-                if let Ok(stream) = tls.accept(stream).await {
-                    if let Ok(one) = serve(BufReader::new(stream)).await {
-                        taken.lock().unwrap().push(one);
-                    }
+                if let Ok(stream) = tls.accept(stream).await
+                    && let Ok(one) = serve(BufReader::new(stream)).await
+                {
+                    taken.lock().unwrap().push(one);
                 }
             }
         });

@@ -6,6 +6,8 @@
 //! `MEEPO_SIM_SEED=<seed> cargo test -p meepo-core --test simulation <name> -- --nocapture`.
 //! `MEEPO_SIM_STEPS` makes a run longer than it is in CI.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // All of it is test code.
+
 mod book;
 mod slots;
 mod tasks;
