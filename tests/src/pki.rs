@@ -105,7 +105,7 @@ impl Pki {
         self.issue(name, &Subject { common_name, identity: None, hosts, server: false })
     }
 
-    /// As [`Self::of`] would make it, but it expired years ago.
+    /// As `of` would make it, but it expired years ago.
     pub fn expired(&self, identity: &Identity) -> Pair {
         let ca_key = KeyPair::from_pem(&fs::read_to_string(self.ca_key()).unwrap()).unwrap();
         let ca = fs::read_to_string(self.ca()).unwrap();
