@@ -163,6 +163,8 @@ type Found = BTreeMap<&'static str, Series>;
 #[tokio::main]
 async fn main() -> Result<()> {
     let args = Args::parse();
+    // One provider for the process; another call may have come first.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     tokio::select! {
         done = bench(&args) => done,
         // What was started ends with the future that is dropped here.
