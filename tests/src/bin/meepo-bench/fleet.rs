@@ -237,9 +237,7 @@ impl All<'_> {
         let spec = json!({
             "name": format!("fleet-{round}"), "cmd": "true", "schedule": "0 0 29 2 *",
         });
-        let begin = Instant::now();
-        let answer = self.cluster.api().try_http("POST", "/v1/jobs", Some(&spec)).await;
-        let (status, answer) = answer.map_err(|e| anyhow!(e))?;
+        let (begin, status, answer) = self.ask("POST", "/v1/jobs", Some(&spec)).await?;
         ensure!(status == 201, "the job is not accepted: {status} {answer}");
         let (in_etcd, all_know) = tokio::join!(self.count(self.n, begin), async {
             let reached =
@@ -252,11 +250,34 @@ impl All<'_> {
         Ok((rate(in_etcd?), rate(all_know?)))
     }
 
+    /// One request, and when it was made. With 503 nothing has been done, and it is made again, as
+    /// a client would.
+    async fn ask(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<(Instant, u16, Value)> {
+        let mut wait = RAW_PAUSE;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let begin = Instant::now();
+            let answer = self.cluster.api().try_http(method, path, body).await;
+            let (status, answer) = answer.map_err(|e| anyhow!(e))?;
+            if status != 503 || tries == RAW_TRIES {
+                return Ok((begin, status, answer));
+            }
+            self.retried.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(wait).await;
+            wait *= 2;
+        }
+    }
+
     /// Takes the job away again.
     async fn unplace(&self, round: u32) -> Result<()> {
         let path = format!("/v1/jobs/fleet-{round}");
-        let answer = self.cluster.api().try_http("DELETE", &path, None).await;
-        let (status, answer) = answer.map_err(|e| anyhow!(e))?;
+        let (_, status, answer) = self.ask("DELETE", &path, None).await?;
         ensure!(status == 200, "{path} answers {status} {answer}");
         self.count(0, Instant::now()).await.map(drop)
     }
@@ -266,8 +287,9 @@ impl All<'_> {
         let options = GetOptions::new().with_prefix().with_count_only();
         let mut kv = self.etcd.kv_client();
         while begin.elapsed() < PATIENCE {
-            let found = kv.get(ASSIGNMENTS, Some(options.clone())).await?;
-            if u64::try_from(found.count()) == Ok(wanted) {
+            // What is not answered in time is asked again below.
+            let found = kv.get(ASSIGNMENTS, Some(options.clone())).await;
+            if found.is_ok_and(|found| u64::try_from(found.count()) == Ok(wanted)) {
                 return Ok(begin.elapsed());
             }
             tokio::time::sleep(LOOK).await;
