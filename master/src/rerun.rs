@@ -221,7 +221,8 @@ pub async fn run(
                     }
                 };
                 if let Err(e) = outcome {
-                    warn!(run_id = %key.1, error = %format!("{e:#}"), "cannot settle a lost run, will try");
+                    let error = format!("{e:#}");
+                    warn!(run_id = %key.1, error, "cannot settle a lost run, will try again");
                 }
                 // Until the view shows what was written.
                 open.set(&key, Some(Instant::now() + AGAIN), false);

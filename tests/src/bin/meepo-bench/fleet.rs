@@ -16,8 +16,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often commands and placements are measured.
-const ROUNDS: u32 = 5;
 /// Longest time for anything that concerns all workers: on a machine that others use, too.
 const PATIENCE: Duration = secs(900);
 /// Operations in a transaction and transactions at the same time, without meepo: the best
@@ -25,9 +23,10 @@ const PATIENCE: Duration = secs(900);
 const RAW_GROUP: usize = 128;
 const RAW_AT_ONCE: usize = 8;
 /// How often such a transaction is tried that etcd does not answer in time, and the wait after
-/// the first time; it doubles.
-const RAW_TRIES: u32 = 8;
+/// the first time; it doubles up to the longest.
+const RAW_TRIES: u32 = 30;
 const RAW_PAUSE: Duration = Duration::from_millis(100);
+const RAW_PAUSE_MAX: Duration = secs(5);
 /// Arguments of etcd: with thousands of watches on a few CPUs its own patience (5 s and
 /// twice the election's time) is too short, and a snapshot in between would be measured, too.
 const ETCD: [&str; 6] =
@@ -68,7 +67,7 @@ pub(crate) struct FleetFigures {
 }
 
 /// Starts `workers` simulated workers and measures; `idle` is how long nothing happens.
-pub(crate) async fn measure(workers: u32, idle: Duration) -> Result<FleetFigures> {
+pub(crate) async fn measure(workers: u32, rounds: u32, idle: Duration) -> Result<FleetFigures> {
     let builder = Cluster::builder().workers(0);
     let cluster = ETCD.iter().fold(builder, |b, arg| b.etcd_arg(arg)).start().await;
     let processes = [
@@ -116,8 +115,8 @@ pub(crate) async fn measure(workers: u32, idle: Duration) -> Result<FleetFigures
         nodes: all.get("/v1/nodes").await?,
         jobs: 0.0,
     };
-    for round in 0..ROUNDS {
-        eprintln!("fleet: round {} of {ROUNDS}", round + 1);
+    for round in 0..rounds {
+        eprintln!("fleet: round {} of {rounds}", round + 1);
         figures.command.push(all.command().await?);
         figures.raw.push(all.raw(UNWATCHED).await?);
         let known = fleet.counts().get(Count::Assigned);
@@ -131,9 +130,16 @@ pub(crate) async fn measure(workers: u32, idle: Duration) -> Result<FleetFigures
             let used = (idle::cpu_ticks(pid)? - ticks?) as f64 / idle::TICKS;
             figures.cost.push((process, used / n as f64 * 1e6));
         }
+        // With ten thousand workers a later round may fail: what was found until then counts.
+        let [command, raw, watched] =
+            [&figures.command, &figures.raw, &figures.watched].map(|v| v[v.len() - 1]);
+        eprintln!(
+            "fleet: command {command:.2} s; keys a second: raw {raw:.0}, watched {watched:.0}, \
+             placed {placed:.0}, known {known:.0}"
+        );
         figures.placed.push(placed);
         figures.known.push(known);
-        if round + 1 == ROUNDS {
+        if round + 1 == rounds {
             figures.jobs = all.get("/v1/jobs").await?;
         }
         all.unplace(round).await?;
@@ -218,7 +224,7 @@ impl All<'_> {
             }
             self.retried.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(wait).await;
-            (wait, tries) = (wait * 2, tries + 1);
+            (wait, tries) = ((wait * 2).min(RAW_PAUSE_MAX), tries + 1);
         }
     }
 
@@ -270,7 +276,7 @@ impl All<'_> {
             }
             self.retried.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(wait).await;
-            wait *= 2;
+            wait = (wait * 2).min(RAW_PAUSE_MAX);
         }
     }
 

@@ -13,6 +13,8 @@ use serde_json::Value;
 use std::{fmt::Write, path::Path, time::Duration};
 
 const MIB: f64 = (1 << 20) as f64;
+/// How often a fleet of each size is measured.
+const ROUNDS: u32 = 5;
 
 /// A figure at each size: what it is called, its unit, and the values.
 struct Row {
@@ -106,7 +108,7 @@ async fn fleets(most: u32, idle: Duration) -> Result<Family> {
     let mut family =
         Family::new("growth-workers", "A fleet of simulated workers", "workers", &rows);
     for n in powers(10, most) {
-        let found = fleet::measure(n, idle).await?.json();
+        let found = fleet::measure(n, ROUNDS, idle).await?.json();
         let memory = |of: &str| found["memory_bytes"][of][1].as_f64().unwrap_or(f64::NAN) / MIB;
         let registered = found["registered_s"].as_f64().unwrap_or(f64::NAN);
         let placed = f64::from(n) / median(&found["known_per_s"]);

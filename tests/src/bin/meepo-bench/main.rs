@@ -223,7 +223,7 @@ async fn bench(args: &Args) -> Result<()> {
         false => None,
     };
     let fleet = match args.wants(Part::Fleet) {
-        true => Some(fleet::measure(args.workers, idle).await?),
+        true => Some(fleet::measure(args.workers, args.rounds, idle).await?),
         false => None,
     };
     if args.only.contains(&Part::Growth) {
